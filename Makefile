@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+# Two commands for a newcomer: `make demo` and `make run`. Needs Python 3.10 to 3.13, git, make, a
+# C++ compiler and CMake; everything else is installed here, into $(VENV). Each step leaves a stamp,
+# so a second run starts in seconds.
+
+PYTHON ?= python3
+VENV ?= .venv
+BUILD ?= build
+ARGS ?=
+
+override VENV := $(abspath $(VENV))
+override BUILD := $(abspath $(BUILD))
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMPS := $(VENV)/.stamps
+# The environment is its own ament prefix; a ROS installation sourced in this shell would shadow
+# it, so its paths are left out.
+ROS_ENV := env -u PYTHONPATH -u CMAKE_MODULE_PATH -u COLCON_PREFIX_PATH \
+  AMENT_PREFIX_PATH=$(VENV) CMAKE_PREFIX_PATH=$(VENV) PATH=$(BIN):$$PATH
+
+.DEFAULT_GOAL := build
+.PHONY: help env build demo run doctor test lint clean distclean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMPS)/venv:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo 'make: $(PYTHON) was not found: install Python 3.10 to 3.13, or name one with' \
+	    '`make PYTHON=/path/to/python3.11`' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(0 if (3, 10) <= v <= (3, 13) else "make: Python %d.%d has no ROS wheels: name one \
+	  of 3.10 to 3.13 with `make PYTHON=python3.11`" % v)'
+	@for tool in cmake c++; do command -v $$tool >/dev/null || { \
+	  echo "make: $$tool was not found: install CMake and a C++ compiler (on Debian and Ubuntu:" \
+	    "apt install build-essential cmake)" >&2; exit 1; }; done
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/env: pyproject.toml setup.py | $(STAMPS)/venv
+	@echo '--- installing the Python packages (a few minutes the first time)'
+	env -u PYTHONPATH $(BIN)/pip install --disable-pip-version-check --quiet -e '.[ros]'
+	touch $@
+
+env: $(STAMPS)/env  ## create the environment and install what the avatar runs on
+
+$(STAMPS)/build: $(STAMPS)/env package.xml CMakeLists.txt $(wildcard msg/*.msg)
+	@echo '--- building the messages'
+	$(ROS_ENV) $(BIN)/colcon --log-base $(BUILD)/log build --base-paths . \
+	  --packages-select avatar_bringup --merge-install --install-base $(VENV) \
+	  --build-base $(BUILD) --event-handlers console_cohesion- status- \
+	  --cmake-args -DAVATAR_MESSAGES_ONLY=ON -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release \
+	  -DPython3_EXECUTABLE=$(PY) -DPYTHON_EXECUTABLE=$(PY) -Wno-dev
+	touch $@
+
+build: $(STAMPS)/build  ## the environment and the messages
+
+demo: build  ## play a recorded user at the avatar; ends with a video and a report in out/demo
+	$(BIN)/avatar demo $(ARGS)
+
+run: build  ## keep the avatar running; prints the address of its page
+	$(BIN)/avatar run $(ARGS)
+
+doctor: build  ## say what is installed, what is missing and how to mend it
+	$(BIN)/avatar doctor $(ARGS)
+
+$(STAMPS)/test: pyproject.toml | $(STAMPS)/build
+	@echo '--- installing what the tests need (torch among it)'
+	env -u PYTHONPATH $(BIN)/pip install --disable-pip-version-check --quiet \
+	  -e '.[ros,test,train,evaluate]'
+	touch $@
+
+test: build $(STAMPS)/test  ## run the tests
+	$(PY) -m pytest $(ARGS)
+
+lint: build $(STAMPS)/test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove what was built, keep the environment
+	rm -rf $(BUILD) install log out .pytest_cache .mypy_cache .ruff_cache
+	rm -f $(STAMPS)/build
+
+distclean: clean  ## remove the environment too
+	rm -rf $(VENV)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long-Short Visual Memory: which past latents the denoiser sees, bounded for ever.
+
+adjacent (last latents, raw) → pending group → short memory (compressed, first in first out)
+→ long memory (a fixed number of slots, chosen). InteractiveAvatar, arXiv 2606.22905; the formula
+of the redundancy is not given there, mean pairwise cosine similarity is the plain reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Feature = NDArray[np.float32]
+
+
+def redundancy(features: Sequence[Feature]) -> float:
+    """Mean pairwise cosine similarity of ``n`` feature vectors [d]; 0 for fewer than two."""
+    if len(features) < 2:
+        return 0.0
+    stacked = np.stack(features).astype(np.float64)
+    norms = np.linalg.norm(stacked, axis=1, keepdims=True)
+    unit = stacked / np.maximum(norms, 1e-12)
+    similarity = unit @ unit.T
+    n = len(features)
+    return float((similarity.sum() - np.trace(similarity)) / (n * (n - 1)))
+
+
+class KeyFramePolicy(Protocol):
+    """Decides which slot of the full long memory a candidate takes; None forgets it."""
+
+    def slot(self, held: Sequence[Feature], candidate: Feature) -> int | None:
+        """Index of the slot to replace, or None."""
+        ...
+
+
+class DynamicKeyFrames:
+    """Takes the slot whose replacement lowers the redundancy most, if any lowers it (R′ < R)."""
+
+    def slot(self, held: Sequence[Feature], candidate: Feature) -> int | None:
+        """See `KeyFramePolicy.slot`."""
+        best, best_value = None, redundancy(held)
+        for index in range(len(held)):
+            trial = [*held[:index], candidate, *held[index + 1:]]
+            value = redundancy(trial)
+            if value < best_value - 1e-9:
+                best, best_value = index, value
+        return best
+
+
+class FirstInFirstOut:
+    """Baseline: always the oldest entry (round robin over the slots)."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def slot(self, held: Sequence[Feature], candidate: Feature) -> int | None:
+        """See `KeyFramePolicy.slot`."""
+        index = self._next % len(held)
+        self._next += 1
+        return index
+
+
+class RandomKeyFrames:
+    """Baseline: reservoir sampling, every past entry is kept with the same probability."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed)
+        self._seen = 0
+
+    def slot(self, held: Sequence[Feature], candidate: Feature) -> int | None:
+        """See `KeyFramePolicy.slot`."""
+        self._seen += 1
+        index = int(self._random.integers(0, len(held) + self._seen))
+        return index if index < len(held) else None
+
+
+KEY_FRAME_POLICIES = {'dynamic': DynamicKeyFrames, 'fifo': FirstInFirstOut,
+                      'random': RandomKeyFrames}
+
+
+def frame_feature(latent: NDArray[np.float32], reference: NDArray[np.float32]) -> Feature:
+    """Image feature of a latent: how it differs from the reference, pooled to 4×4.
+
+    Args:
+        latent: float32 [C, 16, 16]. reference: the same of the reference picture.
+
+    Returns:
+        float32 [C · 16].
+    """
+    channels, side, _ = latent.shape
+    cell = side // 4
+    pooled = (latent - reference).reshape(channels, 4, cell, 4, cell).mean(axis=(2, 4))
+    return pooled.astype(np.float32).reshape(-1)

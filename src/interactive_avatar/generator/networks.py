@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All networks of a generator as one torch module, and their safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from interactive_avatar.generator.audio import AudioEncoder
+from interactive_avatar.generator.autoencoder import Autoencoder
+from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.denoiser import Denoiser
+from interactive_avatar.generator.model import ModelError
+
+
+SCALE_SUFFIX = '.scale'
+QUANTISED_MIN_VALUES = 16_384
+"""Matrices at least this large are released in 8 bits; smaller ones would save nothing."""
+
+
+def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric 8-bit weights with one scale per output row.
+
+    Args:
+        weight: float [out, ...].
+
+    Returns:
+        int8 of the same shape and float32 scales [out, 1, ...]; weight ≈ int8 · scale.
+    """
+    flat = weight.float().flatten(1)
+    scale = flat.abs().amax(dim=1).clamp_min(1e-8) / 127.0
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    scale = scale.view(shape)
+    return torch.round(weight.float() / scale).to(torch.int8), scale
+
+
+class Generator(nn.Module):
+    """Autoencoder, audio encoder and denoiser; the prefix of a weight says whose it is."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.autoencoder = Autoencoder(config.autoencoder)
+        self.audio = AudioEncoder(config.audio)
+        self.denoiser = Denoiser(config)
+
+    def save(self, path: Path, quantise: bool = True) -> None:
+        """Write weights as safetensors with the config in the metadata.
+
+        Args:
+            path: the file.
+            quantise: large matrices and kernels as int8 with a scale per output row (the
+                released form, a quarter of float32); otherwise everything is float16.
+        """
+        state: dict[str, torch.Tensor] = {}
+        for name, value in self.state_dict().items():
+            value = value.detach().cpu()
+            if quantise and value.dim() >= 2 and value.numel() >= QUANTISED_MIN_VALUES \
+                    and name.endswith('.weight'):
+                stored, scale = quantise_rows(value)
+                state[name], state[name + SCALE_SUFFIX] = stored.contiguous(), scale.contiguous()
+            else:
+                state[name] = value.to(torch.float16).contiguous()
+        save_file(state, str(path), {'config': self.config.to_json()})
+
+    def load(self, path: Path) -> None:
+        """Read weights written by `save`.
+
+        Raises:
+            ModelError: names missing, unexpected and wrongly shaped keys.
+        """
+        state = load_file(str(path))
+        for name in [n for n in state if n.endswith(SCALE_SUFFIX)]:
+            matrix = name.removesuffix(SCALE_SUFFIX)
+            state[matrix] = state[matrix].float() * state.pop(name)
+        own = self.state_dict()
+        missing = sorted(set(own) - set(state))
+        unexpected = sorted(set(state) - set(own))
+        shapes = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+                  for name in own if name in state and state[name].shape != own[name].shape]
+        if missing or unexpected or shapes:
+            raise ModelError(f'{str(path)!r} does not fit the config: missing {missing[:5]}, '
+                             f'unexpected {unexpected[:5]}, shapes {shapes[:5]}; use the config '
+                             f'that the weights were saved with')
+        self.load_state_dict({name: value.float() for name, value in state.items()})

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator node: speech and prompts in, pictures and their sound out, 25 frames a second.
+
+A thin adapter over `generator.AvatarStream`, which `nodes.pacer.StreamPacer` drives in threads of
+its own; the executor only files what arrives.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from avatar_bringup.msg import AudioChunk, AvatarState
+from numpy.typing import NDArray
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from interactive_avatar.media.clock import FRAME_NS
+from interactive_avatar.media.picture import encode_jpeg, read_image
+from interactive_avatar.nodes import qos
+from interactive_avatar.nodes.base import AvatarNode, be_nice, run_node
+from interactive_avatar.nodes.diagnostics import ERROR, WARN
+from interactive_avatar.nodes.messages import (
+    ImageWriter,
+    audio_message,
+    camera_info,
+    compressed_message,
+    samples_of,
+)
+from interactive_avatar.nodes.options import option
+from interactive_avatar.nodes.pacer import Slot, StreamPacer
+from interactive_avatar.nodes.speech_queue import SpeechQueue
+from interactive_avatar.paths import resource
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """Parameters of the generator node."""
+
+    autostart: bool = option(True, 'configure and activate without being asked')
+    model: str = option('models/compact', 'folder of the model, absolute or in the package')
+    backend: str = option('onnx', 'what runs the model', choices=('onnx', 'tensorrt', 'torch'))
+    reference: str = option('', 'who the avatar is: a named identity of the model, or the path of '
+                                'a picture of a face; empty for the first identity')
+    prompt: str = option('', 'prompt until the reasoning node sends one; empty for the stable '
+                             'prompt of the world at rest')
+    seed: int = option(0, 'seed of the sampler noise', minimum=0, maximum=2**31 - 1)
+    lead_ms: float = option(60.0, 'how long before its presentation time a chunk is published, ms',
+                            minimum=0.0, maximum=1000.0)
+    budget_ms: float = option(40.0, 'how late a chunk may be before the last frames are repeated '
+                                    'instead, ms', minimum=0.0, maximum=1000.0)
+    ahead_chunks: int = option(1, 'chunks computed ahead of their time; each adds 160 ms of '
+                                  'latency', minimum=1, maximum=8)
+    prebuffer_chunks: int = option(1, 'chunks of a turn that must have arrived before it is '
+                                      'spoken', minimum=1, maximum=8)
+    jpeg_quality: int = option(88, 'quality of image_raw/compressed', minimum=1, maximum=100)
+    nice: int = option(-10, 'scheduling priority of the generating threads, -20 is highest',
+                       minimum=-20, maximum=19)
+
+
+def open_stream(options: GeneratorOptions) -> Any:
+    """Open the stream that the options describe.
+
+    Raises:
+        FileNotFoundError: if the model or the reference picture is missing.
+        ValueError: if the reference picture or the model's files are unusable.
+    """
+    # Imported here so that a missing dependency is a failed transition with a message, not a
+    # node that is never seen.
+    from interactive_avatar.generator import AvatarStream
+    from interactive_avatar.generator.prompts import WorldState, stable_prompt
+    reference: Any = options.reference or None
+    if options.reference and any(mark in options.reference for mark in './\\'):
+        reference = read_image(resource(options.reference))
+    arguments = {'model': str(resource(options.model)), 'backend': options.backend,
+                 'prompt': options.prompt or stable_prompt(WorldState()), 'seed': options.seed}
+    if reference is not None:
+        arguments['reference'] = reference
+    return AvatarStream.open(**arguments)
+
+
+class GeneratorNode(AvatarNode):
+    """Publishes the avatar's pictures and sound; see the module."""
+
+    options_class = GeneratorOptions
+    options: GeneratorOptions
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__('generator', **arguments)
+        self._pacer: StreamPacer | None = None
+        self._stream: Any = None
+
+    def configure(self) -> None:
+        """Open the model, make the topics."""
+        # ONNX Runtime's threads inherit the priority of the thread that makes them.
+        opened: list[Any] = []
+        failure: list[Exception] = []
+
+        def load() -> None:
+            be_nice(self, self.options.nice)
+            try:
+                opened.append(open_stream(self.options))
+            except Exception as error:
+                failure.append(error)
+
+        loader = threading.Thread(target=load, name='model loader')
+        loader.start()
+        loader.join()
+        if failure:
+            raise failure[0]
+        self._stream = opened[0]
+        self._speech = SpeechQueue(self.options.prebuffer_chunks)
+        self._image = self.publish_to(Image, 'image_raw', qos.IMAGE)
+        self._info = self.publish_to(CameraInfo, 'camera_info', qos.IMAGE)
+        self._compressed = self.publish_to(
+            CompressedImage, 'image_raw/compressed', qos.COMPRESSED_IMAGE)
+        self._audio = self.publish_to(AudioChunk, 'audio', qos.AUDIO)
+        self._writer = ImageWriter()
+        self._prompt = self._next_prompt = ''
+        self.listen_to(AudioChunk, 'speech', self._on_speech, qos.AUDIO)
+        self.listen_to(AvatarState, 'state', self._on_state, qos.STATE)
+        self.diagnostics.watch(self._speech.figures)
+
+    def activate(self) -> None:
+        """Start the stream; from now on a chunk is made every 160 ms."""
+        self._pacer = StreamPacer(
+            self._stream, self._speech, self._publish_slot, self._publish_frame,
+            now_ns=lambda: self.get_clock().now().nanoseconds,
+            complain=self._complain,
+            on_maker_start=lambda: be_nice(self, self.options.nice),
+            lead_ms=self.options.lead_ms, budget_ms=self.options.budget_ms,
+            ahead_chunks=self.options.ahead_chunks)
+        if self._prompt:
+            self._pacer.switch(self._prompt)
+        if self._next_prompt:
+            self._pacer.prepare(self._next_prompt)
+        self.diagnostics.watch(self._pacer.figures)
+        self._pacer.start()
+
+    def deactivate(self) -> None:
+        """Stop the stream; nothing is published any more."""
+        if self._pacer is not None:
+            self._pacer.stop()
+            self._pacer = None
+
+    def cleanup(self) -> None:
+        """Release the model."""
+        self._stream = None
+
+    def _complain(self, key: str, message: str) -> None:
+        self.report(key, message, WARN if key == 'chunk_late' else ERROR)
+
+    # What arrives ---------------------------------------------------------------------------
+
+    def _on_speech(self, message: AudioChunk) -> None:
+        if message.turn_id == 0:
+            raise ValueError('speech with turn_id 0 is refused: number the turns from 1')
+        samples = samples_of(message)
+        complaint = self._speech.push(message.turn_id, message.sequence, samples, message.last)
+        if complaint:
+            self.report('speech', complaint, WARN)
+
+    def _on_state(self, message: AvatarState) -> None:
+        if message.activity == AvatarState.LISTENING:
+            # The user speaks: what is unsaid is dropped, what is on its way is faded out.
+            turn_id = max(message.turn_id, self._speech.newest_turn)
+            self._speech.abort(turn_id)
+            if self._pacer is not None:
+                self._pacer.mute(turn_id)
+        if message.prompt and message.prompt != self._prompt:
+            self._prompt = message.prompt
+            if self._pacer is not None:
+                self._pacer.switch(message.prompt)
+        if message.next_prompt and message.next_prompt != self._next_prompt:
+            self._next_prompt = message.next_prompt
+            if self._pacer is not None:
+                self._pacer.prepare(message.next_prompt)
+
+    # What leaves ----------------------------------------------------------------------------
+
+    def _publish_slot(self, slot: Slot) -> None:
+        self._audio.publish(audio_message(
+            slot.audio, slot.stamp_ns, sequence=slot.index, turn_id=slot.turn_id, last=slot.last,
+            source='avatar'))
+        if self._compressed.get_subscription_count():
+            for number, frame in enumerate(slot.frames):
+                self._compressed.publish(compressed_message(
+                    encode_jpeg(frame, self.options.jpeg_quality),
+                    slot.stamp_ns + number * FRAME_NS))
+
+    def _publish_frame(self, frame: NDArray[np.uint8], stamp_ns: int) -> None:
+        if self._image.get_subscription_count():
+            self._image.publish(self._writer.write(frame, stamp_ns))
+        if self._info.get_subscription_count():
+            self._info.publish(camera_info(frame.shape[0], frame.shape[1], stamp_ns))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until it is told to stop."""
+    return run_node(GeneratorNode, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversions between ROS messages and plain numpy, checked at the boundary."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+from avatar_bringup.msg import AudioChunk
+from builtin_interfaces.msg import Time
+from numpy.typing import NDArray
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from interactive_avatar.media.audio import (
+    AudioFormat,
+    AudioFormatError,
+    check_samples,
+    samples_from_bytes,
+)
+from interactive_avatar.media.clock import SAMPLE_RATE_HZ
+
+NS_PER_S = 1_000_000_000
+FRAME_ID = 'avatar_display'
+
+
+def to_time(stamp_ns: int) -> Time:
+    """Nanoseconds since the epoch as a ROS time."""
+    return Time(sec=stamp_ns // NS_PER_S, nanosec=stamp_ns % NS_PER_S)
+
+
+def to_ns(stamp: Time) -> int:
+    """A ROS time as nanoseconds since the epoch."""
+    return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
+
+
+def samples_of(message: AudioChunk) -> NDArray[np.int16]:
+    """Sound of a message as int16 [n].
+
+    Raises:
+        AudioFormatError: if the message is not whole samples of 16 kHz mono S16LE; an empty
+            message is accepted only with ``last`` set.
+    """
+    if not message.data and not message.last:
+        raise AudioFormatError('the message carries no samples: send data, or set "last" on the '
+                               'empty message that ends a turn')
+    declared = AudioFormat(message.sample_rate, message.channels, message.encoding)
+    return samples_from_bytes(memoryview(message.data), declared)
+
+
+def audio_message(samples: NDArray[np.int16], stamp_ns: int, *, sequence: int, turn_id: int = 0,
+                  last: bool = False, source: str = '') -> AudioChunk:
+    """Make a message of int16 [n] at 16 kHz mono.
+
+    Args:
+        samples: the sound.
+        stamp_ns: presentation time of the first sample.
+        sequence: position in the stream.
+        turn_id: turn of dialogue, 0 for none.
+        last: True on the last message of a turn.
+        source: who made the sound (frame_id).
+    """
+    check_samples(samples)
+    message = AudioChunk(turn_id=turn_id, sequence=sequence, sample_rate=SAMPLE_RATE_HZ,
+                         channels=1, encoding='S16LE', last=last)
+    message.header.stamp = to_time(stamp_ns)
+    message.header.frame_id = source
+    # array('B') is taken as it is; any other type would be copied element by element.
+    message.data = array('B', samples.astype('<i2', copy=False).tobytes())
+    return message
+
+
+class ImageWriter:
+    """One `sensor_msgs/Image` that is filled again and again without a copy in Python.
+
+    rclpy takes ``array('B')`` as it is, while it copies an ndarray or memoryview element by
+    element, which is a hundred times slower. So the message keeps one array and numpy writes
+    into its memory.
+    """
+
+    def __init__(self) -> None:
+        self._message = Image(encoding='rgb8')
+        self._message.header.frame_id = FRAME_ID
+        self._view: NDArray[np.uint8] = np.zeros(0, np.uint8)
+
+    def write(self, frame: NDArray[np.uint8], stamp_ns: int) -> Image:
+        """Put a frame into the message.
+
+        Args:
+            frame: uint8 [H, W, 3] RGB.
+            stamp_ns: presentation time.
+
+        Returns:
+            The message, valid until the next call.
+        """
+        height, width = frame.shape[:2]
+        if self._view.shape != frame.shape:
+            data = array('B', bytes(frame.nbytes))
+            self._message.data = data
+            self._message.height, self._message.width = height, width
+            self._message.step = width * 3
+            self._view = np.frombuffer(data, np.uint8).reshape(frame.shape)
+        self._view[...] = frame
+        self._message.header.stamp = to_time(stamp_ns)
+        return self._message
+
+
+def compressed_message(jpeg: bytes, stamp_ns: int) -> CompressedImage:
+    """A JPEG picture as a message."""
+    message = CompressedImage(format='rgb8; jpeg compressed bgr8')
+    message.header.stamp = to_time(stamp_ns)
+    message.header.frame_id = FRAME_ID
+    message.data = array('B', jpeg)
+    return message
+
+
+def camera_info(height: int, width: int, stamp_ns: int) -> CameraInfo:
+    """Size of the picture; the matrices stay zero, which ROS reads as "not calibrated"."""
+    message = CameraInfo(height=height, width=width)
+    message.header.stamp = to_time(stamp_ns)
+    message.header.frame_id = FRAME_ID
+    return message

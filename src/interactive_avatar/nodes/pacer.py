@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs an avatar stream against the media clock: a chunk every 160 ms, whatever happens.
+
+No ROS in here. Two threads: the *maker* computes one chunk ahead, the *pacer* owns the time line.
+When a slot's time comes and no chunk is there, the pacer waits for the budget, then repeats the
+last frames in silence for this one slot and counts it; the chunk takes the next slot, so that
+nothing of a word is lost.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interactive_avatar.media.clock import (
+    CHUNK_MS,
+    CHUNK_SAMPLES,
+    FRAME_NS,
+    FRAMES_PER_CHUNK,
+    SAMPLE_RATE_HZ,
+    MediaClock,
+)
+from interactive_avatar.nodes.speech_queue import SpeechChunk, SpeechQueue
+
+FADE_SAMPLES = SAMPLE_RATE_HZ // 100
+# Chunk times kept for percentiles: about a minute.
+HISTORY_CHUNKS = 375
+# After a step that failed, the next attempt waits so long: a broken model must not eat a core.
+RETRY_S = CHUNK_MS / 1000
+FRAME_S = FRAME_NS / 1e9
+
+
+class ChunkLike(Protocol):
+    """What a stream returns for 160 ms."""
+
+    frames: NDArray[np.uint8]
+    audio: NDArray[np.int16]
+    prompt: str
+
+
+class StreamLike(Protocol):
+    """The part of `generator.AvatarStream` that the pacer uses."""
+
+    lookahead_chunks: int
+
+    def step(self, speech: NDArray[np.int16]) -> ChunkLike: ...
+
+    def switch(self, prompt: str) -> None: ...
+
+    def prepare(self, prompt: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One chunk's place on the time line, ready to be published.
+
+    Attributes:
+        index: number of the slot since the start; without gaps.
+        stamp_ns: presentation time of its first frame and first sample.
+        frames: uint8 [4, H, W, 3] RGB.
+        audio: int16 [2560].
+        turn_id: turn of dialogue that the sound belongs to, 0 for none.
+        last: True if the turn's sound ends with this slot.
+        prompt: prompt under which the frames were made.
+        repeated: True if nothing new was ready in time and the last frames are shown again.
+    """
+
+    index: int
+    stamp_ns: int
+    frames: NDArray[np.uint8]
+    audio: NDArray[np.int16]
+    turn_id: int
+    last: bool
+    prompt: str
+    repeated: bool
+
+
+@dataclass
+class _Made:
+    chunk: ChunkLike
+    turn_id: int
+    last: bool
+    seconds: float = field(default=0.0)
+
+
+def fade_out(samples: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Silence int16 [n] after a 10 ms ramp, so that a cut does not click."""
+    muted = np.zeros_like(samples)
+    ramp = np.linspace(1.0, 0.0, FADE_SAMPLES, dtype=np.float32)
+    muted[:FADE_SAMPLES] = (samples[:FADE_SAMPLES] * ramp).astype(np.int16)
+    return muted
+
+
+class StreamPacer:
+    """Drives a stream in real time and hands its slots and frames out on time."""
+
+    def __init__(
+        self,
+        stream: StreamLike,
+        speech: SpeechQueue,
+        emit_slot: Callable[[Slot], None],
+        emit_frame: Callable[[NDArray[np.uint8], int], None],
+        *,
+        now_ns: Callable[[], int],
+        complain: Callable[[str, str], None],
+        on_maker_start: Callable[[], None] = lambda: None,
+        lead_ms: float = 60.0,
+        budget_ms: float = 40.0,
+        ahead_chunks: int = 1,
+    ) -> None:
+        """Set up; `start` begins.
+
+        Args:
+            stream: an open stream.
+            speech: where the next 160 ms of speech come from.
+            emit_slot: called once for each slot, ``lead_ms`` before its presentation time.
+            emit_frame: called with each frame uint8 [H, W, 3] and its stamp, at that time.
+            now_ns: clock of the stamps, nanoseconds.
+            complain: called with a short key and a message when something goes wrong.
+            on_maker_start: called first in the maker's thread, e.g. to raise its priority.
+            lead_ms: how long before its presentation time a chunk is handed out.
+            budget_ms: how late after its presentation time a chunk may still be handed out.
+            ahead_chunks: chunks that may be computed ahead; each adds 160 ms of latency.
+        """
+        self._stream = stream
+        self._speech = speech
+        self._emit_slot = emit_slot
+        self._emit_frame = emit_frame
+        self._now_ns = now_ns
+        self._complain = complain
+        self._on_maker_start = on_maker_start
+        self._lead_s = lead_ms / 1000
+        self._budget_s = budget_ms / 1000
+        self._credits = ahead_chunks
+        self._ready: deque[_Made] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._prompt: str | None = None
+        self._prepare: deque[str] = deque(maxlen=4)
+        self._muted_turn = 0
+        self._fading_turn = 0
+        self._threads: list[threading.Thread] = []
+        self._chunk_s: deque[float] = deque(maxlen=HISTORY_CHUNKS)
+        self._late = 0
+        self._failed = 0
+        self._slots = 0
+        self._first_s: float | None = None
+
+    # Commands, from any thread --------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start both threads."""
+        self._stopping = False
+        for target, name in ((self._make, 'maker'), (self._pace, 'pacer')):
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Stop both threads and wait for them."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join(timeout_s)
+        self._threads.clear()
+
+    def switch(self, prompt: str) -> None:
+        """Use ``prompt`` from the next chunk on."""
+        with self._wake:
+            self._prompt = prompt
+
+    def prepare(self, prompt: str) -> None:
+        """Make ``prompt`` ready ahead of need, when there is time."""
+        with self._wake:
+            if prompt not in self._prepare:
+                self._prepare.append(prompt)
+            self._wake.notify_all()
+
+    def mute(self, turn_id: int) -> None:
+        """Silence what is on its way of turn ``turn_id`` and of those before it."""
+        with self._wake:
+            if turn_id > self._muted_turn:
+                self._muted_turn = self._fading_turn = turn_id
+
+    def figures(self) -> Mapping[str, object]:
+        """Counters and chunk times in ms, for diagnostics."""
+        with self._wake:
+            times = np.array(self._chunk_s) * 1000
+            figures: dict[str, object] = {
+                'slots': self._slots, 'chunks_late': self._late, 'steps_failed': self._failed}
+        if times.size:
+            p50, p95, p99 = np.percentile(times, [50, 95, 99])
+            figures |= {'chunk_p50_ms': round(float(p50), 1), 'chunk_p95_ms': round(float(p95), 1),
+                        'chunk_p99_ms': round(float(p99), 1),
+                        'real_time_factor': round(float(times.mean()) / CHUNK_MS, 3)}
+        return figures
+
+    # The maker ------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        self._on_maker_start()
+        in_flight: deque[SpeechChunk] = deque(
+            SpeechChunk(np.zeros(CHUNK_SAMPLES, np.int16))
+            for _ in range(self._stream.lookahead_chunks))
+        while True:
+            with self._wake:
+                while not self._stopping and self._credits == 0 and not self._prepare:
+                    self._wake.wait()
+                if self._stopping:
+                    return
+                prompt, self._prompt = self._prompt, None
+                idle = self._credits == 0
+                upcoming = self._prepare.popleft() if idle else None
+                if not idle:
+                    self._credits -= 1
+            try:
+                if prompt is not None:
+                    self._stream.switch(prompt)
+                if upcoming is not None:
+                    self._stream.prepare(upcoming)
+                if idle:
+                    continue
+                speech = self._speech.take()
+                started_s = time.perf_counter()
+                chunk = self._stream.step(speech.samples)
+                seconds = time.perf_counter() - started_s
+            except Exception as error:
+                self._complain('step_failed', f'a chunk could not be made: '
+                                              f'{type(error).__name__}: {error}')
+                with self._wake:
+                    self._failed += 1
+                    self._credits += 0 if idle else 1
+                    self._wake.wait_for(lambda: self._stopping, RETRY_S)
+                continue
+            in_flight.append(speech)
+            source = in_flight.popleft()
+            with self._wake:
+                self._chunk_s.append(seconds)
+                self._ready.append(_Made(chunk, source.turn_id, source.last, seconds))
+                self._wake.notify_all()
+
+    # The pacer ------------------------------------------------------------------------------
+
+    def _pace(self) -> None:
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or bool(self._ready))
+            if self._stopping:
+                return
+        origin_s = time.monotonic() + self._lead_s
+        clock = MediaClock(self._now_ns() + int(self._lead_s * 1e9))
+        frames_due: deque[tuple[float, NDArray[np.uint8], int]] = deque()
+        previous: Slot | None = None
+        index = 0
+        while True:
+            slot_s = origin_s + index * CHUNK_MS / 1000
+            now_s = time.monotonic()
+            if frames_due and frames_due[0][0] <= now_s:
+                _, frame, stamp_ns = frames_due.popleft()
+                self._call(self._emit_frame, frame, stamp_ns)
+                continue
+            made: _Made | None = None
+            with self._wake:
+                if self._stopping:
+                    return
+                due = now_s >= slot_s - self._lead_s
+                too_late = now_s >= slot_s + self._budget_s
+                if due and self._ready:
+                    made = self._ready.popleft()
+                    self._credits += 1
+                    self._wake.notify_all()
+                elif not (due and too_late and previous is not None):
+                    next_s = slot_s + self._budget_s if due else slot_s - self._lead_s
+                    if frames_due:
+                        next_s = min(next_s, frames_due[0][0])
+                    self._wake.wait(max(next_s - now_s, 0.0005))
+                    continue
+            stamp_ns = clock.chunk_stamp_ns(index)
+            if made is not None:
+                slot = Slot(index, stamp_ns, made.chunk.frames, self._audible(made),
+                            made.turn_id, made.last, made.chunk.prompt, False)
+            else:
+                assert previous is not None
+                slot = self._repeat(previous, index, stamp_ns)
+            self._call(self._emit_slot, slot)
+            for number in range(FRAMES_PER_CHUNK):
+                frames_due.append((slot_s + number * FRAME_S, slot.frames[number],
+                                   clock.frame_stamp_ns(index, number)))
+            previous = slot
+            index += 1
+            self._slots = index
+
+    def _repeat(self, previous: Slot, index: int, stamp_ns: int) -> Slot:
+        self._late += 1
+        # Holding the last frame looks calmer than playing four frames over again.
+        held = np.repeat(previous.frames[-1:], FRAMES_PER_CHUNK, axis=0)
+        self._complain('chunk_late', f'slot {index}: no chunk was ready within '
+                       f'{self._budget_s * 1000:.0f} ms of its time, the last frame is held for '
+                       f'{CHUNK_MS} ms ({self._late} so far): free the processor, or choose a '
+                       f'smaller model or another backend (`avatar bench generator`)')
+        return Slot(index, stamp_ns, held, np.zeros(CHUNK_SAMPLES, np.int16),
+                    0, False, previous.prompt, True)
+
+    def _audible(self, made: _Made) -> NDArray[np.int16]:
+        with self._wake:
+            muted = 0 < made.turn_id <= self._muted_turn
+            fade = muted and made.turn_id == self._fading_turn
+            if fade:
+                self._fading_turn = 0
+        if not muted:
+            return made.chunk.audio
+        return fade_out(made.chunk.audio) if fade else np.zeros(CHUNK_SAMPLES, np.int16)
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            self._complain('publish_failed', f'publishing failed: '
+                                             f'{type(error).__name__}: {error}')

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a conversation remembers: who said what, the user's name, what is being talked about."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from interactive_avatar.generator.prompts import WorldState
+
+HISTORY_LIMIT: Final = 40
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the dialogue.
+
+    Attributes:
+        speaker: 'user' or 'avatar'.
+        text: what was said; of the avatar only what was heard before an interruption.
+        turn_id: the turn it belongs to, 0 for none.
+        complete: False if the avatar was interrupted.
+    """
+
+    speaker: str
+    text: str
+    turn_id: int = 0
+    complete: bool = True
+
+
+@dataclass
+class Memory:
+    """State of one conversation, shared by all reasoners.
+
+    Attributes:
+        world: as the last turn left it.
+        user_name: None until told.
+        last_object: glasses or hat, whichever was last spoken of.
+        expecting: slot that the avatar asked for (name, direction, object), or None.
+        expecting_intent: the intent that the slot completes.
+        last_action: the last bodily action and its slots, for `do it again`.
+    """
+
+    world: WorldState = field(default_factory=WorldState)
+    user_name: str | None = None
+    last_object: str | None = None
+    expecting: str | None = None
+    expecting_intent: str | None = None
+    last_action: tuple[str, dict[str, str]] | None = None
+
+    def __post_init__(self) -> None:
+        # The cycle writes what was heard while a worker thread reads the dialogue.
+        self._lines: deque[Line] = deque(maxlen=HISTORY_LIMIT)
+        self._lock = threading.Lock()
+
+    def say(self, speaker: str, text: str, turn_id: int = 0, complete: bool = True) -> None:
+        """Append a line; an empty text leaves no trace."""
+        if text:
+            with self._lock:
+                self._lines.append(Line(speaker, text, turn_id, complete))
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The dialogue, oldest first, at most `HISTORY_LIMIT` lines."""
+        with self._lock:
+            return tuple(self._lines)
+
+    @property
+    def last_said(self) -> str | None:
+        """The last thing that the avatar was heard to say."""
+        return next((line.text for line in reversed(self.lines) if line.speaker == 'avatar'),
+                    None)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts are distinct, short, and tell the world."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from interactive_avatar.generator import prompts
+from interactive_avatar.generator.prompts import WorldState, action_prompt, after, stable_prompt
+
+
+def test_table_is_distinct_and_small() -> None:
+    table = prompts.prompt_table()
+    held_out = prompts.prompt_table(held_out=True)
+    texts = [prompt.text for prompt in table]
+    assert len(texts) <= 2600
+    assert len(set(texts)) == len(texts)
+    assert not set(texts) & {prompt.text for prompt in held_out}
+    assert {prompt.action for prompt in table} == {None, *prompts.ACTIONS}
+
+
+def test_prompts_fit_the_text_context() -> None:
+    for prompt in prompts.prompt_table() + prompts.prompt_table(held_out=True):
+        pieces = len(re.findall(r"\w+|[^\w\s]", prompt.text)) + 2
+        assert pieces <= prompts.MAX_WORD_PIECES, prompt.text
+
+
+def test_table_finds_each_prompt() -> None:
+    for number, prompt in enumerate(prompts.prompt_table()):
+        assert prompts.prompt_id(prompt.text) == number
+    with pytest.raises(KeyError, match='not trained on'):
+        prompts.prompt_id('A dog')
+
+
+def test_canonical_wording() -> None:
+    world = WorldState(glasses=True, listening=True)
+    assert stable_prompt(world) == 'A person wearing glasses looks at the viewer, listening'
+    assert action_prompt('nod', world) == 'A person wearing glasses nods'
+    assert action_prompt('wear', world, object='hat') == 'A person wearing glasses puts on a hat'
+    assert action_prompt('look', WorldState(), direction='left') == (
+        'A person turns to look to the left')
+    assert action_prompt('remove', world, object='glasses') == 'A person takes off the glasses'
+
+
+def test_after_changes_the_world() -> None:
+    world = after('wear', WorldState(), object='glasses')
+    assert world.glasses and not world.hat
+    away = after('step_out', world)
+    assert not away.in_view and away.glasses
+    assert action_prompt('nod', away) == stable_prompt(away)
+    assert after('nod', away) == away
+    back = after('come_back', away)
+    assert back.in_view and back.glasses
+    assert after('look', back, direction='up').gaze == 'up'
+    assert after('talk', after('look', back, direction='up')).gaze == 'user'
+    assert after('smile', back).expression == 'smile'
+    assert after('listen', back).listening
+
+
+def test_all_prompts_reached_from_any_world() -> None:
+    for glasses in (False, True):
+        for action, allowed in prompts.ACTION_SLOTS.items():
+            slots = {name: values[-1] for name, values in allowed.items()}
+            world = WorldState(glasses=glasses, hat=True, gaze='left', expression='smile')
+            prompts.prompt_id(action_prompt(action, world, 3, **slots))
+
+
+@pytest.mark.parametrize(('action', 'slots'), [
+    ('dance', {}), ('nod', {'direction': 'left'}), ('wear', {}), ('look', {'direction': 'back'})])
+def test_bad_actions_are_named(action: str, slots: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match='use one of|has no slot'):
+        action_prompt(action, WorldState(), **slots)
+
+
+def test_bad_world_is_named() -> None:
+    with pytest.raises(ValueError, match='gaze'):
+        WorldState(gaze='behind')
+    with pytest.raises(ValueError, match='expression'):
+        WorldState(expression='angry')
