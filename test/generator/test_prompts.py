@@ -23,7 +23,7 @@ def test_table_is_distinct_and_small() -> None:
 
 def test_prompts_fit_the_text_context() -> None:
     for prompt in prompts.prompt_table() + prompts.prompt_table(held_out=True):
-        pieces = len(re.findall(r"\w+|[^\w\s]", prompt.text)) + 2
+        pieces = len(re.findall(r'\w+|[^\w\s]', prompt.text)) + 2
         assert pieces <= prompts.MAX_WORD_PIECES, prompt.text
 
 
@@ -70,7 +70,7 @@ def test_all_prompts_reached_from_any_world() -> None:
 @pytest.mark.parametrize(('action', 'slots'), [
     ('dance', {}), ('nod', {'direction': 'left'}), ('wear', {}), ('look', {'direction': 'back'})])
 def test_bad_actions_are_named(action: str, slots: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match='use one of|has no slot'):
+    with pytest.raises(ValueError, match=r'use one of|has no slot'):
         action_prompt(action, WorldState(), **slots)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from interactive_avatar.media import (
     AudioFormat,
     AudioFormatError,
@@ -27,7 +29,6 @@ from interactive_avatar.media import (
     to_int16,
     write_wav,
 )
-from numpy.typing import NDArray
 
 
 def tone(hz: float, rate_hz: int, seconds: float, amplitude: float = 0.5) -> NDArray[np.int16]:
@@ -192,7 +193,7 @@ def test_wav_of_other_formats_is_refused_or_converted(tmp_path: Path, width: int
                 one = struct.pack('<i', value << 16)[-width:]
             frames += one * 2
         file.writeframes(bytes(frames))
-    with pytest.raises(AudioFormatError, match='b.wav'):
+    with pytest.raises(AudioFormatError, match=r'b\.wav'):
         read_wav(path)
     out = read_wav(path, convert=True)
     error = np.abs(out[100:-100].astype(float) - tone(440, 16_000, 0.1)[100:-100])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+
 from interactive_avatar.media.clock import (
     CHUNK_NS,
     CHUNK_SAMPLES,

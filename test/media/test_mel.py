@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from interactive_avatar.media.mel import (
     MEL_BANDS,
     MEL_CEILING_LN,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from interactive_avatar.media.audio import to_int16
 from interactive_avatar.media.video import VideoError, VideoReader, VideoWriter
-from numpy.typing import NDArray
 
 CHUNKS = 13
 

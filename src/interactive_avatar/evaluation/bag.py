@@ -410,9 +410,9 @@ def _read(reader: AnyReader, path: Path, namespace: str | None) -> Recording:
             failures[connection.topic] = (count + 1, first)
             continue
         target.extend(item) if isinstance(item, list) else target.append(item)
-    for topic, (count, error) in failures.items():
+    for topic, (count, reason) in failures.items():
         recording.problems.append(f'{count} message(s) on {topic} could not be read, the first '
-                                  f'because: {error}')
+                                  f'because: {reason}')
     for name in RECORDED_TOPICS:
         topic = name if name.startswith('/') else f'{prefix}{name}'
         stand_in = name == 'image_raw/compressed' and f'{prefix}image_raw' in kinds

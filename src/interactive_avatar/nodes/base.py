@@ -210,12 +210,14 @@ class AvatarNode(LifecycleNode):
         return SUCCESS
 
     def _failed(self, action: str, state: str, error: Exception) -> TransitionCallbackReturn:
-        name = type(error).__name__
-        text = str(error) if isinstance(error, (OptionError, OSError)) else f'{name}: {error}'
+        # Errors of the avatar's own classes and of the system say all that a user needs; any
+        # other may be a mistake of the program, so that is shown with its place.
+        foreseen = (isinstance(error, OSError)
+                    or type(error).__module__.startswith('interactive_avatar.'))
+        text = str(error) if foreseen else f'{type(error).__name__}: {error}'
         message = f'could not {action}: {text}'
         self.get_logger().error(message)
-        if not isinstance(error, (OptionError, OSError, ValueError)):
-            # A mistake of the program rather than of its input: show where.
+        if not foreseen:
             import traceback
             self.get_logger().error(''.join(traceback.format_exception(error)))
         self.diagnostics.state(message, ERROR)
@@ -238,8 +240,14 @@ class AvatarNode(LifecycleNode):
 
     def close(self) -> None:
         """Shut down from whichever state; for the end of the process."""
-        if self.state_label in ('unconfigured', 'inactive', 'active'):
+        label = self.state_label
+        if label not in ('unconfigured', 'inactive', 'active'):
+            return
+        if rclpy.ok(context=self.context):
             self.trigger_shutdown()
+        else:
+            # After a signal rclpy has closed its context, and no transition can be announced.
+            self.on_shutdown(LifecycleState(label=label, state_id=0))
 
 
 def be_nice(node: AvatarNode, nice: int) -> None:

@@ -55,7 +55,7 @@ class GeneratorOptions:
                                   'latency', minimum=1, maximum=8)
     prebuffer_chunks: int = option(1, 'chunks of a turn that must have arrived before it is '
                                       'spoken', minimum=1, maximum=8)
-    jpeg_quality: int = option(88, 'quality of image_raw/compressed', minimum=1, maximum=100)
+    jpeg_quality: int = option(88, 'quality of image_raw/compressed', minimum=1, maximum=95)
     nice: int = option(-10, 'scheduling priority of the generating threads, -20 is highest',
                        minimum=-20, maximum=19)
 

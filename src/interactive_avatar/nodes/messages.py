@@ -21,6 +21,9 @@ from interactive_avatar.media.clock import SAMPLE_RATE_HZ
 
 NS_PER_S = 1_000_000_000
 FRAME_ID = 'avatar_display'
+# In the order of the constants of AvatarState.
+PHASES = ('STABLE', 'ACTION')
+ACTIVITIES = ('IDLE', 'LISTENING', 'THINKING', 'SPEAKING', 'GESTURING')
 
 
 def to_time(stamp_ns: int) -> Time:
@@ -94,11 +97,12 @@ class ImageWriter:
         """
         height, width = frame.shape[:2]
         if self._view.shape != frame.shape:
-            data = array('B', bytes(frame.nbytes))
-            self._message.data = data
+            self._message.data = array('B', bytes(frame.nbytes))
             self._message.height, self._message.width = height, width
             self._message.step = width * 3
-            self._view = np.frombuffer(data, np.uint8).reshape(frame.shape)
+            # The setter may have copied the array, so the view is of what the message holds.
+            held = memoryview(self._message.data)
+            self._view = np.frombuffer(held, np.uint8).reshape(frame.shape)
         self._view[...] = frame
         self._message.header.stamp = to_time(stamp_ns)
         return self._message
@@ -119,3 +123,13 @@ def camera_info(height: int, width: int, stamp_ns: int) -> CameraInfo:
     message.header.stamp = to_time(stamp_ns)
     message.header.frame_id = FRAME_ID
     return message
+
+
+def phase_name(number: int) -> str:
+    """Name of an `AvatarState` phase; its number as text if it is none."""
+    return PHASES[number] if number < len(PHASES) else str(number)
+
+
+def activity_name(number: int) -> str:
+    """Name of an `AvatarState` activity; its number as text if it is none."""
+    return ACTIVITIES[number] if number < len(ACTIVITIES) else str(number)

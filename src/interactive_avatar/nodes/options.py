@@ -51,16 +51,7 @@ def option(default: Any, description: str, *, minimum: float | None = None,
     """
     metadata = {'description': description, 'minimum': minimum, 'maximum': maximum,
                 'choices': choices}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """Default value of a field made by `option`."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def descriptor_of(field: dataclasses.Field[Any], kind: type) -> ParameterDescriptor:
@@ -93,7 +84,7 @@ def declare_options(node: Node, struct: type[Options]) -> Options:
     values = {}
     hints = get_type_hints(struct)
     for field in dataclasses.fields(struct):  # type: ignore[arg-type]
-        kind, default = hints[field.name], default_of(field)
+        kind, default = hints[field.name], field.default
         given = node._parameter_overrides.get(field.name)
         if kind is float and given is not None and given.type_ == Parameter.Type.INTEGER:
             node._parameter_overrides[field.name] = Parameter(
@@ -107,7 +98,7 @@ def declare_options(node: Node, struct: type[Options]) -> Options:
         choices = field.metadata['choices']
         if choices and value not in choices:
             raise OptionError(_complaint(field, kind, given, default))
-        values[field.name] = list(value) if isinstance(default, list) else value
+        values[field.name] = value
     return struct(**values)
 
 

@@ -67,7 +67,7 @@ class Recorder:
         self._listener = listener
         self._wanted = dict(RECORDED_TOPICS if topics is None else topics)
         self._names = {name: node.resolve_topic_name(name) for name in self._wanted}
-        self._subscriptions: dict[str, Subscription[Any]] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         for name, kind in self._wanted.items():
             writer.add_topic(self._names[name], kind, latched=name in LATCHED_TOPICS)
         self._timer = node.create_timer(DISCOVERY_PERIOD_S, self.discover)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from interactive_avatar.generator.prompts import WorldState
+from interactive_avatar.reasoning.turn import OBJECTS, Turn
 
 HISTORY_LIMIT: Final = 40
 
@@ -41,6 +42,7 @@ class Memory:
         expecting: slot that the avatar asked for (name, direction, object), or None.
         expecting_intent: the intent that the slot completes.
         last_action: the last bodily action and its slots, for `do it again`.
+        smile_asked: the user asked for the smile that is worn, so it stays.
     """
 
     world: WorldState = field(default_factory=WorldState)
@@ -49,6 +51,7 @@ class Memory:
     expecting: str | None = None
     expecting_intent: str | None = None
     last_action: tuple[str, dict[str, str]] | None = None
+    smile_asked: bool = False
 
     def __post_init__(self) -> None:
         # The cycle writes what was heard while a worker thread reads the dialogue.
@@ -72,3 +75,20 @@ class Memory:
         """The last thing that the avatar was heard to say."""
         return next((line.text for line in reversed(self.lines) if line.speaker == 'avatar'),
                     None)
+
+    def begin(self, turn: Turn) -> None:
+        """Take over what a turn changes, at the moment when it begins.
+
+        Reasoning itself changes nothing, so a turn that is dropped before it began leaves no
+        trace.
+        """
+        self.world = turn.world
+        self.user_name = turn.slots.get('name', self.user_name)
+        if turn.slots.get('object') in OBJECTS:
+            self.last_object = turn.slots['object']
+        self.expecting, self.expecting_intent = turn.asks or (None, None)
+        if turn.action == 'smile':
+            self.smile_asked = True
+        elif turn.world.expression != 'smile':
+            self.smile_asked = False
+        self.last_action = None if turn.action == 'talk' else (turn.action, dict(turn.slots))

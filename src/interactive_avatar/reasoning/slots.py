@@ -62,7 +62,8 @@ def find_direction(text: str) -> str | None:
     # `look up to the left`, `look over your right shoulder`: sides tell more than up and down,
     # and both tell more than the speaker, who may be mentioned in passing (`look left for me`).
     clean = re.sub(r"\b(?:for me|tell me|show me|let me|give me|right now|right away|all right|"
-                   r"alright|that's right|you're right|look up to me)\b", ' ', clean)
+                   r"alright|that's right|you're right|right (?=at|here|into|in|this)|"
+                   r"look up to (?=me))\b", ' ', clean)
     for name, pattern in _DIRECTION_PATTERNS:
         if pattern.search(clean):
             return name

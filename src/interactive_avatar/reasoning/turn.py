@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -69,6 +69,7 @@ class Turn:
         stable_prompt: given to the generator when the turn has ended.
         world: the world that `stable_prompt` describes.
         reasoner: which reasoner made it, for reports.
+        asks: (slot, intent) if the turn asks the user for a slot that completes an intent.
     """
 
     intent: str
@@ -82,7 +83,7 @@ class Turn:
     stable_prompt: str
     world: WorldState
     reasoner: str = 'embedded'
-    notes: tuple[str, ...] = field(default=(), compare=False)
+    asks: tuple[str, str] | None = None
 
 
 def clean_text(text: str, limit_chars: int) -> str:
@@ -121,7 +122,8 @@ def clean_name(text: str) -> str | None:
 
 def make_turn(intent: str, confidence: float, emotion: str, speech: str, world: WorldState,
               action: str | None = None, slots: Mapping[str, str] | None = None,
-              reasoner: str = 'embedded', intents: Collection[str] = INTENTS) -> Turn:
+              reasoner: str = 'embedded', intents: Collection[str] = INTENTS,
+              asks: tuple[str, str] | None = None) -> Turn:
     """Build a turn whose prompts come from the generator's vocabulary, and check it.
 
     Args:
@@ -134,6 +136,7 @@ def make_turn(intent: str, confidence: float, emotion: str, speech: str, world: 
         slots: what was understood; those that the action knows go into its prompt.
         reasoner: who made it.
         intents: the intents that exist.
+        asks: see `Turn`.
 
     Raises:
         TurnError: if any part is not what it must be.
@@ -149,14 +152,13 @@ def make_turn(intent: str, confidence: float, emotion: str, speech: str, world: 
     if action == 'talk':
         acted['emotion'] = emotion
     try:
-        # The turn begins by giving up the listening posture of the stable state.
         action_prompt = prompts.action_prompt(action, world, **acted)
         later = prompts.after(action, world, **acted)
     except ValueError as error:
         raise TurnError(str(error)) from error
     talk_prompt = prompts.action_prompt('talk', later, emotion=emotion)
     turn = Turn(intent, confidence, emotion, clean_text(speech, MAX_SPEECH_CHARS), action, slots,
-                action_prompt, talk_prompt, prompts.stable_prompt(later), later, reasoner)
+                action_prompt, talk_prompt, prompts.stable_prompt(later), later, reasoner, asks)
     check_turn(turn, intents)
     return turn
 

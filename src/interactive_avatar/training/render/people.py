@@ -60,6 +60,7 @@ class People:
         neutral: int16 [n, k, 3] base vertices, origin midway between the eyes, in steps of
             1 / POSITION_STEPS_PER_DM dm.
         head_weight: float32 [k] how much each base vertex turns with the head.
+        inside: float32 [k] how deep in the mouth each base vertex lies, 0 to 1.
         unit_vertex, unit_id, unit_delta: sparse face units: int32 [m], int32 [m], float32 [m, 3].
         parts: by name.
         landmarks: int32 base vertices: upper lip, lower lip, right and left mouth corner.
@@ -93,6 +94,7 @@ class People:
         self.identities: list[dict[str, Any]] = meta['identities']
         self.neutral = arrays['neutral']
         self.head_weight = arrays['head_weight'].astype(np.float32)
+        self.inside = arrays['inside'].astype(np.float32)
         self.unit_vertex = arrays['unit_vertex'].astype(np.int32)
         self.unit_id = arrays['unit_id'].astype(np.int32)
         self.unit_delta = arrays['unit_delta'].astype(np.float32)

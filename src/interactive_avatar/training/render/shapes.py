@@ -7,6 +7,7 @@ right, y up, z toward the camera.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,7 @@ def grid(points: np.ndarray, wrap: bool = False, flip: bool = False) -> Mesh:
                 triangles.astype(np.int32))
 
 
-def tube(path: np.ndarray, radius: np.ndarray | float, sides: int, closed: bool) -> Mesh:
+def tube(path: np.ndarray, radius: Sequence[float] | float, sides: int, closed: bool) -> Mesh:
     """Sweep a circle along a path.
 
     Args:
@@ -212,14 +213,14 @@ def hat(kind: str, fit: HeadFit) -> tuple[Mesh, tuple[float, float]]:
             reach = 0.62 * u * np.cos(sweep * 0.95) ** 0.6
             x = mid[0] + (radius[0] + 0.01 + 0.02 * u) * np.sin(sweep)
             z = mid[2] + (radius[2] + 0.01) * np.cos(sweep) + reach
-            y = base + slope * z + 0.04 - 0.16 * u * u - 0.28 * u * np.sin(sweep) ** 2
+            y = base + slope * z + 0.03 - 0.24 * u * u - 0.28 * u * np.sin(sweep) ** 2
             visor.append(np.stack([x, y - slope * reach, z], 1))
         sheet = grid(np.array(visor))
         flat = sheet.uvs * np.array([1.0, 0.2], np.float32)
         parts.append(Mesh(sheet.vertices, flat, sheet.triangles))
-        under = sheet.vertices - np.array([0, 0.025, 0], np.float32)
+        under: np.ndarray = sheet.vertices - np.array([0, 0.025, 0], np.float32)
         parts.append(Mesh(under, flat, sheet.triangles[:, ::-1]))
-    return join(parts), (float(base + 0.05), float(slope))
+    return join(parts), (float(base + 0.01), float(slope))
 
 
 def hat_texture(kind: str, size: int = 256) -> np.ndarray:
@@ -261,14 +262,14 @@ def background(rng: np.random.Generator, style: str, size: int = 256) -> np.ndar
     """
     y, x = np.mgrid[0:size, 0:size] / (size - 1.0)
     hue, value = rng.random(), rng.uniform(0.35, 0.85)
-    wall = _hsv(hue, rng.uniform(0.05, 0.45), value)
+    wall = _hsv(hue, rng.uniform(0.03, 0.3), value)
     if style == 'plain':
         centre = rng.uniform(0.3, 0.7)
         glow = 1.06 - 0.35 * ((x - centre) ** 2 + (y - 0.4) ** 2)
         picture = wall * glow[..., None]
     elif style == 'gradient':
-        other = _hsv((hue + rng.uniform(-0.12, 0.12)) % 1, rng.uniform(0.1, 0.6),
-                     rng.uniform(0.15, 0.9))
+        other = _hsv((hue + rng.uniform(-0.12, 0.12)) % 1, rng.uniform(0.05, 0.4),
+                     rng.uniform(0.2, 0.9))
         turn = rng.uniform(0, 2 * np.pi)
         mix = np.clip(0.5 + (x - 0.5) * np.cos(turn) + (y - 0.5) * np.sin(turn), 0, 1)[..., None]
         picture = wall * (1 - mix) + other * mix
@@ -280,7 +281,7 @@ def background(rng: np.random.Generator, style: str, size: int = 256) -> np.ndar
             x0, y0 = rng.uniform(-0.1, 0.9), rng.uniform(0.0, 0.7)
             box = (x > x0) & (x < x0 + rng.uniform(0.1, 0.35))
             box &= (y > y0) & (y < y0 + rng.uniform(0.1, 0.5))
-            picture[box] = _hsv(rng.random(), rng.uniform(0.1, 0.55), rng.uniform(0.2, 0.8))
+            picture[box] = _hsv(rng.random(), rng.uniform(0.05, 0.45), rng.uniform(0.2, 0.8))
         if rng.random() < 0.7:
             x0, y0 = rng.choice([rng.uniform(-0.1, 0.15), rng.uniform(0.65, 0.85)]), 0.08
             window = (x > x0) & (x < x0 + 0.28) & (y > y0) & (y < 0.55)

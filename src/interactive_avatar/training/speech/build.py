@@ -71,9 +71,10 @@ def speak(voice: Voice, texts: list[str], aligner: Aligner, cache: Path) -> None
     audio: list[NDArray[np.int16]] = []
     lines = []
     lost = 0
-    for text, samples in tqdm(zip(texts, synthesise(voice, texts), strict=True), voice.name,
-                              len(texts), file=sys.stderr, mininterval=5.0):
-        phones = aligner.align(samples, words(text))
+    spoken = zip(texts, synthesise(voice, texts), strict=True)
+    for text, (samples, reported) in tqdm(spoken, voice.name, len(texts), file=sys.stderr,
+                                          mininterval=5.0):
+        phones = reported or aligner.align(samples, words(text))
         if phones is None or not plausible(phones):
             lost += 1
             continue

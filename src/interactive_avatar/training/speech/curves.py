@@ -68,7 +68,8 @@ _TARGETS: Final[dict[str, NDArray[np.float32]]] = {
     'UH': _vowel(.24, funnel=.3, pucker=.3), 'UW': _vowel(.15, funnel=.3, pucker=.65),
     'E': _vowel(.36, stretch=.2, smile=.08, upper=.14, lower=.22),
     'O': _vowel(.36, funnel=.5, pucker=.3),
-    'B': _target(jawOpen=.02, mouthPress=.25, mouthRollLower=.12, mouthRollUpper=.1),
+    'B': _target(jawOpen=.04, mouthClose=.08, mouthPress=.25, mouthRollLower=.12,
+                 mouthRollUpper=.1),
     'F': _target(jawOpen=.07, mouthRollLower=.5, mouthUpperUp=.22),
     'TH': _target(jawOpen=.17, mouthUpperUp=.12, mouthLowerDown=.18),
     'T': _target(jawOpen=.13, mouthUpperUp=.08, mouthLowerDown=.16, mouthStretch=.06),
@@ -142,6 +143,17 @@ def _plateau(times_s: NDArray[np.float32], start_s: float, end_s: float,
     return np.asarray(level * level * (3.0 - 2.0 * level), np.float32)
 
 
+def _stretches(speech: list[Phone]) -> list[tuple[float, float]]:
+    """Start and end, seconds, of speech without a long pause."""
+    result = [(speech[0].start_s, speech[0].end_s)]
+    for phone in speech[1:]:
+        if phone.start_s - result[-1][1] < 2.0 * SHORT_PAUSE_S:
+            result[-1] = (result[-1][0], phone.end_s)
+        else:
+            result.append((phone.start_s, phone.end_s))
+    return result
+
+
 def loudness(samples: NDArray[np.int16], count: int) -> NDArray[np.float32]:
     """Loudness relative to the utterance's loud parts, at 100 Hz.
 
@@ -158,9 +170,9 @@ def loudness(samples: NDArray[np.int16], count: int) -> NDArray[np.float32]:
     power = (padded.reshape(count, hop) ** 2).mean(axis=1)
     power = np.convolve(power, np.hanning(10)[1:-1] / np.hanning(10).sum(), 'same')
     level = np.sqrt(power)
-    reference = float(np.percentile(level[level > 0.02 * level.max(initial=1e-6)], 80)) \
-        if level.max(initial=0.0) > 0 else 1.0
-    return np.clip((level / reference) ** 0.5, 0.0, 1.3).astype(np.float32)
+    loudest = float(level.max(initial=0.0))
+    reference = float(np.percentile(level[level > 0.02 * loudest], 80)) if loudest > 0.0 else 1.0
+    return np.asarray(np.clip((level / reference) ** 0.5, 0.0, 1.3), np.float32)
 
 
 def mouth_curves(phones: list[Phone], samples: NDArray[np.int16],
@@ -205,10 +217,10 @@ def mouth_curves(phones: list[Phone], samples: NDArray[np.int16],
         pull = _dominance(phone.name) * np.exp(-distance_s / reach_s)
         weighted[near] += pull * _TARGETS[phone.name]
         total[near] += pull
-    curves = weighted / total
+    curves: NDArray[np.float32] = weighted / total
 
     loud = loudness(samples, steps)
-    scale = 0.62 + 0.43 * loud
+    scale = 0.72 + 0.5 * loud
     for unit in (_JAW, _UPPER_UP, _LOWER_DOWN, _STRETCH):
         curves[:, unit] *= scale
 
@@ -222,25 +234,18 @@ def mouth_curves(phones: list[Phone], samples: NDArray[np.int16],
                         _CLOSURE_RAMP_S)[:, None]
         goal = _TARGETS[phone.name].copy()
         held = np.array([_FUNNEL, _PUCKER, _STRETCH, _SMILE])
-        mixed = curves * (1.0 - gate) + goal * gate
-        mixed[:, held] = curves[:, held] * (1.0 - 0.5 * gate)
+        mixed = np.asarray(curves * (1.0 - gate) + goal * gate, np.float32)
+        mixed[:, held] = curves[:, held] * (1.0 - 0.75 * gate)
         curves = mixed
 
     # Silence: closed, apart from getting ready just before and relaxing just after speech.
     talking = np.zeros(steps, np.float32)
-    start_s = speech[0].start_s
-    end_s = speech[0].end_s
-    for phone in [*speech[1:], None]:
-        if phone is not None and phone.start_s - end_s < 2.0 * SHORT_PAUSE_S:
-            end_s = phone.end_s
-            continue
+    for start_s, end_s in _stretches(speech):
         talking = np.maximum(talking, _plateau(times_s, start_s, end_s, LIP_LEAD_S, LIP_RELEASE_S))
-        if phone is not None:
-            start_s, end_s = phone.start_s, phone.end_s
-    curves *= talking[:, None]
+    curves = curves * talking[:, None]
 
     # Muscles are slower than the formulas, but a closure must survive: 30 ms triangle.
     smooth = np.apply_along_axis(np.convolve, 0, curves, np.array([0.25, 0.5, 0.25]), 'same')
     step = RATE_HZ // FRAME_RATE_HZ
     picked = 0.5 * (smooth[step // 2 - 1::step][:frames] + smooth[step // 2::step][:frames])
-    return np.clip(picked, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(picked, 0.0, 1.0), np.float32)

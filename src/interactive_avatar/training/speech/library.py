@@ -87,7 +87,8 @@ class SpeechLibrary:
                           *(int(value) for value in row))
                 for index, (voice, test, text, row) in enumerate(zip(
                     data['voice'], data['test'], data['text'], table, strict=True))]
-            return cls(data['mel'], data['curves'], tuple(map(str, data['units'])), utterances,
+            mel = np.cumsum(data['mel_differences'], axis=1, dtype=np.uint8)
+            return cls(mel, data['curves'], tuple(map(str, data['units'])), utterances,
                        path.with_name('audio.npz'))
 
     def of_split(self, split: str) -> list[Utterance]:

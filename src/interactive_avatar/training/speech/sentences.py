@@ -237,9 +237,10 @@ _PLACES = ('library', 'kitchen', 'museum', 'laboratory', 'office', 'garden', 'wo
            'pharmacy', 'restaurant', 'theater', 'hospital', 'meeting room', 'parking garage',
            'reception desk', 'main entrance', 'bookshop', 'post office', 'swimming pool', 'bakery')
 _THINGS = ('umbrella', 'package', 'book', 'map', 'blue jacket', 'phone', 'cup of coffee',
-           'warm blanket', 'paper bag', 'small box', 'purple pen', 'fresh apple', 'bottle of water',
-           'pair of gloves', 'music box', 'movie ticket', 'white shirt', 'shopping basket',
-           'pumpkin pie', 'toy robot', 'silver spoon', 'wooden chair', 'vegetable soup')
+           'warm blanket', 'paper bag', 'small box', 'purple pen', 'fresh apple',
+           'bottle of water', 'pair of gloves', 'music box', 'movie ticket', 'white shirt',
+           'shopping basket', 'pumpkin pie', 'toy robot', 'silver spoon', 'wooden chair',
+           'vegetable soup')
 _DAYS = ('Monday', 'Tuesday', 'Wednesday', 'Thursday', 'Friday', 'Saturday', 'Sunday', 'tomorrow',
          'next week', 'this evening', 'in February', 'in April', 'in August', 'in November')
 _NUMBERS = ('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten',

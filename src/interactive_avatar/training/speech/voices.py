@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
 from interactive_avatar.media.clock import SAMPLE_RATE_HZ
+from interactive_avatar.training.speech.align import Phone
+from interactive_avatar.training.speech.espeak import espeak
 
 KOKORO_RATE_HZ = 24_000
 KOKORO_PARTS = 4
@@ -72,10 +74,10 @@ def voices() -> list[Voice]:
     variants = ('', 'm1', 'm2', 'm3', 'm4', 'm7', 'f1', 'f2', 'f3', 'f4', 'Annie', 'Andrea',
                 'Michael', 'Mike', 'belinda', 'linda', 'paul', 'rob', 'klatt2', 'klatt4',
                 'steph', 'marcelo', 'anika', 'Hugo')
-    accents = ('en-us', 'en-gb', 'en-us', 'en-gb-x-rp', 'en-us', 'en-gb-scotland')
+    accents = ('en-us', 'en-gb-x-rp', 'en-us', 'en-gb-scotland', 'en-us-nyc', 'en')
     for number, variant in enumerate(variants):
         result.append(_voice(
-            f'espeak-{variant or "plain"}', 'espeak', 13, 'test' if number % 8 == 5 else 'train',
+            f'espeak-{variant or "plain"}', 'espeak', 14, 'test' if number % 8 == 5 else 'train',
             variant=variant, accent=accents[number % len(accents)],
             pitch=35 + 7 * (number * 5 % 8), words_per_minute=140 + 10 * (number * 3 % 6)))
     result += [
@@ -101,7 +103,7 @@ def resample(samples: NDArray[np.float32], source_hz: int) -> NDArray[np.float32
 
 
 def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    return np.clip(np.rint(samples * 32767.0), -32768, 32767).astype(np.int16)
+    return np.asarray(np.clip(np.rint(samples * 32767.0), -32768, 32767), np.int16)
 
 
 def _read_wav(data: bytes) -> NDArray[np.int16]:
@@ -134,20 +136,6 @@ def _piper(texts: list[str], length: float) -> Iterator[NDArray[np.int16]]:
                                f'"python -m piper" by hand to see why')
         for file in files:
             yield _read_wav(file.read_bytes())
-
-
-def _espeak(texts: list[str], accent: str, variant: str, pitch: float,
-            words_per_minute: float) -> Iterator[NDArray[np.int16]]:
-    tool = _tool('espeak-ng')
-    voice = f'{accent}+{variant}' if variant else accent
-    for text in texts:
-        done = subprocess.run([tool, '-v', voice, '-p', str(int(pitch)), '-s',
-                               str(int(words_per_minute)), '--stdout', text],
-                              check=True, capture_output=True)
-        # espeak-ng streams, so its header carries no length: read the samples after it.
-        rate_hz = int.from_bytes(done.stdout[24:28], 'little')
-        samples = np.frombuffer(done.stdout[44:44 + (len(done.stdout) - 44) // 2 * 2], '<i2')
-        yield _to_int16(resample(samples.astype(np.float32) / 32768.0, rate_hz))
 
 
 def _flite(texts: list[str], voice: str) -> Iterator[NDArray[np.int16]]:
@@ -207,8 +195,12 @@ def _kokoro(texts: list[str], style: str, speed: float,
         yield _to_int16(resample(np.asarray(audio, np.float32).ravel(), KOKORO_RATE_HZ))
 
 
-def synthesise(voice: Voice, texts: list[str]) -> Iterator[NDArray[np.int16]]:
-    """Speak sentences, lazily: one int16 [n] at 16 kHz per sentence, in order.
+def synthesise(voice: Voice, texts: list[str]) -> Iterator[
+        tuple[NDArray[np.int16], list[Phone] | None]]:
+    """Speak sentences, lazily and in order.
+
+    Yields:
+        int16 [n] at 16 kHz, and its phones where the synthesiser reports them, else None.
 
     Raises:
         FileNotFoundError: if the engine's program is missing (names the command to install it).
@@ -219,11 +211,15 @@ def synthesise(voice: Voice, texts: list[str]) -> Iterator[NDArray[np.int16]]:
     # Numbers and hyphens are spelled out in the sentences; only stray characters are dropped.
     clean = [re.sub(r'[^A-Za-z0-9 ,.?!\'-]', ' ', text) for text in texts]
     if voice.engine == 'piper':
-        return _piper(clean, **options)
-    if voice.engine == 'espeak':
-        return _espeak(clean, **options)
-    if voice.engine == 'flite':
-        return _flite(clean, voice.name)
-    if voice.engine == 'kokoro':
-        return _kokoro(clean, **options)
-    raise ValueError(f'engine {voice.engine!r} is unknown; use piper, espeak, flite or kokoro')
+        sounds = _piper(clean, **options)
+    elif voice.engine == 'espeak':
+        yield from espeak(clean, **options)
+        return
+    elif voice.engine == 'flite':
+        sounds = _flite(clean, voice.name)
+    elif voice.engine == 'kokoro':
+        sounds = _kokoro(clean, **options)
+    else:
+        raise ValueError(f'engine {voice.engine!r} is unknown; use piper, espeak, flite or kokoro')
+    for sound in sounds:
+        yield sound, None

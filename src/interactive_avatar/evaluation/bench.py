@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``avatar bench``: how fast, how regular, how true, on this machine.
+
+Each benchmark prints a table, writes JSON with the machine it ran on, and draws a plot where
+matplotlib is installed (extra `evaluate`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interactive_avatar.evaluation import metrics
+from interactive_avatar.evaluation.report import machine, number, table, write_json
+from interactive_avatar.media.audio import AudioFormatError, read_wav
+from interactive_avatar.media.clock import CHUNK_MS, CHUNK_SAMPLES, SAMPLE_RATE_HZ
+from interactive_avatar.media.picture import PictureError, read_image
+from interactive_avatar.paths import resource
+
+UTTERANCES = Path(__file__).parent / 'utterances'
+WARM_UP_CHUNKS = 12
+# The plan of a benchmark's prompts: switch so often, to pay for switching as a dialogue does.
+CHUNKS_PER_PROMPT = 25
+CHUNKS_PER_MINUTE = 60_000 // CHUNK_MS
+RTF_AIM = 0.6
+MEMORY_AIM_SHARE = 0.02
+
+
+def rss_mib() -> float:
+    """Resident memory of this process in MiB; NaN where the system does not say."""
+    try:
+        pages = int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1])
+        return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
+    except (OSError, ValueError, IndexError):
+        return float('nan')
+
+
+def speech_loop(seed: int = 0) -> Iterator[NDArray[np.int16]]:
+    """Endless conversation: the demo user's sentences with pauses, int16 [2560] a time."""
+    rng = np.random.default_rng(seed)
+    sentences = [read_wav(path) for path in sorted(UTTERANCES.glob('*.wav'))]
+    waiting = np.zeros(0, np.int16)
+    while True:
+        while waiting.size < CHUNK_SAMPLES:
+            pause = np.zeros(int(rng.uniform(0.5, 3.0) * SAMPLE_RATE_HZ), np.int16)
+            waiting = np.concatenate([waiting, sentences[rng.integers(len(sentences))], pause])
+        yield waiting[:CHUNK_SAMPLES]
+        waiting = waiting[CHUNK_SAMPLES:]
+
+
+def reference_of(text: str) -> NDArray[np.uint8] | str:
+    """A picture's pixels if ``text`` is a file, else the text as the name of an identity."""
+    return read_image(Path(text)) if Path(text).is_file() else text
+
+
+def open_stream(model: str, backend: str, reference: str, seed: int = 0) -> Any:
+    """Open an `AvatarStream`; an empty reference takes the model's first identity.
+
+    Returns:
+        (the stream, the prompt it was opened with).
+    """
+    from interactive_avatar.generator import AvatarStream
+    from interactive_avatar.generator.prompts import WorldState, stable_prompt
+
+    prompt = stable_prompt(WorldState())
+    folder = resource(model)
+    if not reference:
+        names = sorted(path.stem for path in (folder / 'identities').glob('*.png'))
+        if not names:
+            raise FileNotFoundError(f'{folder} has no identities: name a picture of a face with '
+                                    f'--reference')
+        reference = names[0]
+    stream = AvatarStream.open(model=str(folder), backend=backend,
+                               reference=reference_of(reference), prompt=prompt, seed=seed)
+    return stream, prompt
+
+
+def _prompts() -> list[str]:
+    from interactive_avatar.generator.prompts import WorldState, action_prompt, stable_prompt
+
+    world = WorldState()
+    return [stable_prompt(world), action_prompt('talk', world), stable_prompt(world),
+            action_prompt('nod', world)]
+
+
+def run_stream(stream: Any, chunks: int, paced: bool = False,
+               each: Callable[[int, float], None] | None = None) -> dict[str, Any]:
+    """Drive a stream with conversation and changing prompts.
+
+    Args:
+        stream: an open stream.
+        chunks: how many to make after warming up.
+        paced: one chunk every 160 ms as in life; as fast as it goes if False.
+        each: called after each chunk with (index, resident memory in MiB).
+
+    Returns:
+        ``step_ms`` [chunks], ``stages_ms`` {name: [chunks]}, ``rss_mib`` [chunks].
+    """
+    speech, prompts = speech_loop(), _prompts()
+    for prompt in prompts:
+        stream.prepare(prompt)
+    for _ in range(WARM_UP_CHUNKS):
+        stream.step(next(speech))
+    step_ms, memory = np.zeros(chunks), np.zeros(chunks)
+    stages: dict[str, NDArray[np.float64]] = {}
+    start = time.perf_counter()
+    for index in range(chunks):
+        if paced:
+            time.sleep(max(0.0, start + index * CHUNK_MS / 1000 - time.perf_counter()))
+        samples = next(speech)
+        begin = time.perf_counter()
+        if index % CHUNKS_PER_PROMPT == 0:
+            stream.switch(prompts[index // CHUNKS_PER_PROMPT % len(prompts)])
+        chunk = stream.step(samples)
+        step_ms[index] = 1000.0 * (time.perf_counter() - begin)
+        for name, seconds in chunk.seconds.items():
+            stages.setdefault(name, np.zeros(chunks))[index] = 1000.0 * seconds
+        memory[index] = rss_mib()
+        if each:
+            each(index, memory[index])
+    return {'step_ms': step_ms, 'stages_ms': stages, 'rss_mib': memory}
+
+
+def _progress(total: int, what: str) -> Callable[[int, float], None]:
+    started = time.monotonic()
+    told = [started]
+
+    def each(index: int, memory: float) -> None:
+        now = time.monotonic()
+        if now - told[0] > 5.0 or index + 1 == total:
+            told[0] = now
+            print(f'{what}: {index + 1} of {total}, '
+                  f'{(now - started) / (index + 1) * 1000:.0f} ms each, {memory:.0f} MiB',
+                  file=sys.stderr, flush=True)
+
+    return each
+
+
+def bench_generator(args: argparse.Namespace) -> dict[str, Any]:
+    """Time per chunk and per stage, real-time factor, first frame, memory."""
+    load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
+    begin = time.perf_counter()
+    stream, _ = open_stream(args.model, args.backend, args.reference, args.seed)
+    opened = time.perf_counter()
+    lookahead = int(stream.lookahead_chunks)
+    for _ in range(lookahead + 1):
+        stream.step(np.zeros(CHUNK_SAMPLES, np.int16))
+    first = time.perf_counter()
+    run = run_stream(stream, args.chunks, args.paced, _progress(args.chunks, 'generator'))
+    step = run['step_ms']
+    result: dict[str, Any] = {
+        'benchmark': 'generator', 'model': args.model, 'backend': args.backend,
+        'chunks': args.chunks, 'paced': args.paced, 'load_before': load,
+        'open_s': opened - begin, 'first_frame_s': first - begin,
+        'real_time_factor': metrics.real_time_factor(step.sum(), CHUNK_MS * args.chunks),
+        'chunk_ms': {**metrics.percentiles(step), 'max': float(step.max())},
+        'late_share': float((step > CHUNK_MS).mean()),
+        'stages_ms': {name: metrics.percentiles(values)
+                      for name, values in run['stages_ms'].items()},
+        'rss_mib': {'first': float(run['rss_mib'][0]), 'last': float(run['rss_mib'][-1]),
+                    'max': float(run['rss_mib'].max())},
+        'chunk_ms_first_fifth_p50': float(np.median(step[:max(1, len(step) // 5)])),
+        'chunk_ms_last_fifth_p50': float(np.median(step[-max(1, len(step) // 5):])),
+    }
+    rows = [[name, *(number(value[p], '', 1) for p in ('p50', 'p95', 'p99'))]
+            for name, value in [*result['stages_ms'].items(), ('whole chunk', result['chunk_ms'])]]
+    print(table(['stage (ms)', 'p50', 'p95', 'p99'], rows))
+    print(f'real-time factor {result["real_time_factor"]:.3f} (aim {RTF_AIM}), '
+          f'{100 * result["late_share"]:.2f} % of chunks above {CHUNK_MS} ms, first frame '
+          f'{result["first_frame_s"]:.2f} s after opening, {result["rss_mib"]["max"]:.0f} MiB; '
+          f'load before the run {load:.1f} on {machine()["cores"]} cores')
+    result['plot'] = {'step_ms': step, 'stages_ms': run['stages_ms']}
+    return result
+
+
+def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Resident memory of minute 1 against the last minute of a stream."""
+    chunks = max(2, round(args.minutes * CHUNKS_PER_MINUTE))
+    stream, _ = open_stream(args.model, args.backend, args.reference, args.seed)
+    run = run_stream(stream, chunks, args.paced, _progress(chunks, 'memory'))
+    minute = min(CHUNKS_PER_MINUTE, chunks // 2)
+    # The end of the first minute: by then every cache has filled once.
+    first = float(np.median(run['rss_mib'][minute // 2:minute]))
+    last = float(np.median(run['rss_mib'][-minute:]))
+    result: dict[str, Any] = {
+        'benchmark': 'memory', 'model': args.model, 'backend': args.backend,
+        'minutes': chunks / CHUNKS_PER_MINUTE, 'rss_mib_first_minute': first,
+        'rss_mib_last_minute': last, 'growth_share': last / first - 1.0,
+        'flat': abs(last / first - 1.0) <= MEMORY_AIM_SHARE,
+        'chunk_ms_first_minute_p50': float(np.median(run['step_ms'][:minute])),
+        'chunk_ms_last_minute_p50': float(np.median(run['step_ms'][-minute:])),
+    }
+    print(f'memory {first:.1f} MiB in minute 1, {last:.1f} MiB in minute '
+          f'{result["minutes"]:.0f}: {100 * result["growth_share"]:+.2f} % (aim ±'
+          f'{100 * MEMORY_AIM_SHARE:.0f} %); chunk p50 {result["chunk_ms_first_minute_p50"]:.1f} '
+          f'then {result["chunk_ms_last_minute_p50"]:.1f} ms')
+    result['plot'] = {'rss_mib': run['rss_mib'], 'step_ms': run['step_ms']}
+    return result
+
+
+def bench_image_topic(args: argparse.Namespace) -> dict[str, Any]:
+    """Publish-to-callback time of pictures between two processes."""
+    from interactive_avatar.evaluation import bench_image
+
+    return bench_image.run(args.size, args.messages, args.rate)
+
+
+def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
+    """Lips of generated pictures against the true mouth of held-out performances."""
+    from interactive_avatar.evaluation import bench_lips as lips
+
+    if args.make_set:
+        lips.make_set(args.make_set, args.people, args.speech, args.performances or 5,
+                      args.seconds)
+    return lips.run(lips.Options(
+        model=args.model, backend=args.backend, seed=args.seed,
+        source=args.make_set or args.set or lips.SHIPPED_SET, limit=args.performances,
+        save=args.out / 'lips' if args.save_videos else None))
+
+
+def _finish(result: dict[str, Any], out: Path, name: str) -> None:
+    plot = result.pop('plot', None)
+    result['machine'] = machine()
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f'{name}.json', _plain(result))
+    made = [out / f'{name}.json']
+    if plot is not None:
+        from interactive_avatar.evaluation import plots
+
+        try:
+            made.append(plots.draw(name, result, plot, out / f'{name}.png'))
+        except plots.PlotsMissing as error:
+            print(f'no plot: {error}', file=sys.stderr)
+    print('\n'.join(str(path) for path in made))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy values to Python's, NaN to None, as JSON needs it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of ``avatar bench``; returns the exit status."""
+    parser = argparse.ArgumentParser(prog='avatar bench', description='Measure this machine.')
+    kinds = parser.add_subparsers(required=True, metavar='WHAT', dest='what')
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--out', type=Path, default=Path('out/bench'), help='folder for results')
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument('--model', default='models/compact', help='folder of the model')
+    model.add_argument('--backend', default='onnx', choices=('onnx', 'tensorrt', 'torch'))
+    model.add_argument('--reference', default='', help='identity or picture (default: the first)')
+    model.add_argument('--seed', type=int, default=0)
+    model.add_argument('--paced', action='store_true',
+                       help='a chunk every 160 ms as in life, instead of as fast as it goes')
+
+    kind = kinds.add_parser('generator', parents=[common, model],
+                            help='time per chunk and stage, first frame, memory')
+    kind.add_argument('--chunks', type=int, default=600)
+    kind.set_defaults(carry_out=bench_generator)
+    kind = kinds.add_parser('memory', parents=[common, model],
+                            help='memory of minute 1 against the last')
+    kind.add_argument('--minutes', type=float, default=10.0, help='of stream, not of your time')
+    kind.set_defaults(carry_out=bench_memory)
+    kind = kinds.add_parser('image-topic', parents=[common],
+                            help='publish-to-callback time with the shipped Fast DDS profile')
+    kind.add_argument('--size', type=int, default=512, help='side of the picture, pixels')
+    kind.add_argument('--messages', type=int, default=300)
+    kind.add_argument('--rate', type=float, default=25.0, help='pictures per second')
+    kind.set_defaults(carry_out=bench_image_topic)
+    kind = kinds.add_parser('lips', parents=[common, model],
+                            help='lips against the truth of held-out performances')
+    kind.add_argument('--performances', type=int, default=0,
+                      help='how many at most (default: all of the set)')
+    kind.add_argument('--set', type=Path, metavar='FOLDER',
+                      help='held-out set (default: the one that ships)')
+    kind.add_argument('--save-videos', action='store_true', help='keep what was generated')
+    kind.add_argument('--make-set', type=Path, metavar='FOLDER',
+                      help='first compose and render a set (needs the training assets)')
+    kind.add_argument('--seconds', type=float, default=16.0, help='of each, for --make-set')
+    kind.add_argument('--people', type=Path, default=Path('assets/people.npz'),
+                      help='baked people, for --make-set')
+    kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),
+                      help='speech library with its sound beside it, for --make-set')
+    kind.set_defaults(carry_out=bench_lips)
+    args = parser.parse_args(argv)
+    for name in ('chunks', 'messages', 'size'):
+        if getattr(args, name, 1) < 1:
+            parser.error(f'--{name} is {getattr(args, name)}: give 1 or more')
+    try:
+        _finish(args.carry_out(args), args.out, args.what)
+    except (AudioFormatError, OSError, PictureError, RuntimeError, ValueError) as error:
+        print(f'avatar bench: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

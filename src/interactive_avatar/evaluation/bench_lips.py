@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``avatar bench lips``: does the generated mouth say what is heard, on people never trained on.
+
+A *held-out set* is a folder of performances of test people, voices and sentences, each with its
+sound, a reference picture, its prompts, the true opening of the mouth and, as a ceiling, the lip
+gap that the same judge measures on the true pictures. One ships with the package; `make_set`
+composes another (needs the training assets). The generator gets the sound, the reference and the
+prompts; MediaPipe's face mesh measures lips on what it draws.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interactive_avatar.evaluation import judges, metrics
+from interactive_avatar.evaluation.report import number, table
+from interactive_avatar.media.clock import (
+    CHUNK_SAMPLES,
+    FRAME_RATE_HZ,
+    FRAMES_PER_CHUNK,
+    SAMPLES_PER_FRAME,
+)
+from interactive_avatar.paths import resource
+
+if TYPE_CHECKING:
+    from interactive_avatar.training.performances import Performance
+    from interactive_avatar.training.speech.library import SpeechLibrary
+
+SHIPPED_SET = Path(__file__).parent / 'heldout'
+SET_SUFFIX = '.npz'
+AIM_CORRELATION = 0.6
+AIM_LAG_MS = 80.0
+AIM_SILENCE_SHARE = 0.15
+# Speech goes on through closures inside words; as in `session`.
+SPEECH_HANGOVER_FRAMES = 6
+VOICED_RMS = 200.0
+IDENTITY_EVERY_FRAMES = 25
+FIRST_TEST_SEED = 9_000
+LEAST_SPEECH_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure.
+
+    Attributes:
+        model: folder of the generator's model.
+        backend: what runs it.
+        seed: of the sampler.
+        source: folder of a held-out set.
+        limit: how many performances at most; 0 for all.
+        save: folder for the generated frames as videos; None to keep none.
+    """
+
+    model: str = 'models/compact'
+    backend: str = 'onnx'
+    seed: int = 0
+    source: Path = SHIPPED_SET
+    limit: int = 0
+    save: Path | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One performance of a held-out set.
+
+    Attributes:
+        name: of its file.
+        reference: uint8 [H, W, 3] RGB, the person at rest.
+        audio: int16 [640 n].
+        mouth_open: float32 [n], the true opening.
+        prompts: one per chunk, n / 4.
+        true_gap: float32 [n], lip gap by the judge on the true pictures, NaN without a face.
+        true_identity: float [m, 128], identity of true pictures by the judge, may be empty.
+    """
+
+    name: str
+    reference: NDArray[np.uint8]
+    audio: NDArray[np.int16]
+    mouth_open: NDArray[np.float32]
+    prompts: tuple[str, ...]
+    true_gap: NDArray[np.float32]
+    true_identity: NDArray[np.float64]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames, whole chunks only."""
+        return len(self.mouth_open) // FRAMES_PER_CHUNK * FRAMES_PER_CHUNK
+
+    def speaking(self) -> NDArray[np.bool_]:
+        """Frames with speech, by level, bool [n]."""
+        level = np.sqrt((self.audio[:self.frames * SAMPLES_PER_FRAME].astype(np.float64)
+                         .reshape(-1, SAMPLES_PER_FRAME) ** 2).mean(axis=1))
+        kernel = np.ones(2 * SPEECH_HANGOVER_FRAMES + 1)
+        return np.asarray(np.convolve(level > VOICED_RMS, kernel, 'same') > 0.5)
+
+    def save(self, folder: Path) -> Path:
+        """Write ``<name>.npz``; returns its path."""
+        path = folder / (self.name + SET_SUFFIX)
+        names, ids = np.unique(np.array(self.prompts), return_inverse=True)
+        np.savez_compressed(
+            path, reference=self.reference, audio=self.audio,
+            mouth_open=self.mouth_open.astype(np.float16), prompts=names,
+            prompt_ids=ids.astype(np.int16), true_gap=self.true_gap.astype(np.float16),
+            true_identity=self.true_identity.astype(np.float32))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> HeldOut:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if something is missing in the file.
+        """
+        try:
+            with np.load(path) as data:
+                return cls(path.stem, data['reference'], data['audio'],
+                           data['mouth_open'].astype(np.float32),
+                           tuple(str(data['prompts'][i]) for i in data['prompt_ids']),
+                           data['true_gap'].astype(np.float32),
+                           data['true_identity'].astype(np.float64))
+        except KeyError as error:
+            raise ValueError(f'{path} is not a performance of a held-out set: {error}; make the '
+                             f'set again with `avatar bench lips --make-set`') from error
+
+
+def load_set(folder: Path, limit: int = 0) -> list[HeldOut]:
+    """Read a held-out set.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+    """
+    paths = sorted(folder.glob('*' + SET_SUFFIX))
+    if not paths:
+        raise FileNotFoundError(f'no held-out performances in {folder}: make them with `avatar '
+                                f'bench lips --make-set {folder}` (needs the training assets)')
+    return [HeldOut.load(path) for path in paths[:limit or None]]
+
+
+def _talks(play: Performance, library: SpeechLibrary) -> bool:
+    """Whether a performance has enough speech to judge lips by, and its person stays in view."""
+    spoken = sum(library.utterances[placed.utterance].length for placed in play.speech)
+    away = any(event.action in ('step_out', 'come_back') for event in play.events)
+    return not away and all(world.in_view for _, world in play.worlds) and \
+        spoken >= LEAST_SPEECH_SHARE * play.frames
+
+
+def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: float) -> list[Path]:
+    """Compose, render and judge performances of the test split.
+
+    Args:
+        folder: where to write them.
+        people: baked people.
+        speech: packed speech library (``speech.npz``), with its sound beside it.
+        count: how many, each of another person.
+        seconds: length of each.
+
+    Returns:
+        The files.
+
+    Raises:
+        judges.JudgeMissing: without mediapipe.
+        FileNotFoundError: without the assets.
+    """
+    from interactive_avatar.training.performances import compose
+    from interactive_avatar.training.render.renderer import Renderer
+    from interactive_avatar.training.speech.library import SpeechLibrary
+
+    library = SpeechLibrary.load(speech)
+    renderer = Renderer(people)
+    held_out = renderer.people.split(held_out=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    with judges.MeshJudge() as mesh:
+        identity = judges.IdentityJudge() if not judges.available()['dlib'] else None
+        for index in range(count):
+            # One person each, so that `count` people are seen and not one twice.
+            person = held_out[index * len(held_out) // count]
+            play = next(play for play in (
+                compose(FIRST_TEST_SEED + index + count * attempt, [person], library, seconds,
+                        'test') for attempt in itertools.count()) if _talks(play, library))
+            frames, _ = renderer.render(play.identity, play.units, play.head, play.glasses,
+                                        play.hat)
+            known = np.zeros((0, judges.IDENTITY_WIDTH)) if identity is None \
+                else identity.embed_all(frames[::IDENTITY_EVERY_FRAMES])
+            item = HeldOut(
+                f'person_{play.identity:03d}', renderer.reference_view(play.identity),
+                play.audio(library), play.mouth_open,
+                tuple(play.prompt_at(frame) for frame in range(0, play.frames, FRAMES_PER_CHUNK)),
+                mesh.track(frames).lip_gap.astype(np.float32), known)
+            paths.append(item.save(folder))
+            print(paths[-1], file=sys.stderr, flush=True)
+    renderer.close()
+    return paths
+
+
+def generate(item: HeldOut, model: str, backend: str, seed: int) -> NDArray[np.uint8]:
+    """Frames that the generator draws for a performance, uint8 [n, H, W, 3], in step with it."""
+    from interactive_avatar.generator import AvatarStream
+
+    stream = AvatarStream.open(model=str(resource(model)), backend=backend,
+                               reference=item.reference, prompt=item.prompts[0], seed=seed)
+    chunks = item.frames // FRAMES_PER_CHUNK
+    lookahead = int(stream.lookahead_chunks)
+    frames: list[NDArray[np.uint8]] = []
+    for step in range(chunks + lookahead):
+        # The chunk that comes back belongs to an earlier step's speech, and so does its prompt.
+        shown = max(0, step - lookahead)
+        if shown and item.prompts[shown] != item.prompts[shown - 1]:
+            stream.switch(item.prompts[shown])
+        samples = np.zeros(CHUNK_SAMPLES, np.int16)
+        part = item.audio[step * CHUNK_SAMPLES:(step + 1) * CHUNK_SAMPLES]
+        samples[:part.size] = part
+        chunk = stream.step(samples)
+        if step >= lookahead:
+            frames.append(chunk.frames)
+    return np.concatenate(frames)
+
+
+def _pooled(series: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
+    """Put series behind each other, each to mean 0 and spread 1, apart by more than any lag."""
+    gap = np.full(2 * metrics.MAX_LAG_FRAMES, np.nan)
+    parts: list[NDArray[np.float64]] = []
+    for one in series:
+        values = np.asarray(one, np.float64)
+        spread = float(np.nanstd(values)) if np.isfinite(values).any() else 0.0
+        parts += [(values - np.nanmean(values)) / spread if spread > 1e-9
+                  else np.full(values.size, np.nan), gap]
+    return np.concatenate(parts)
+
+
+def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+    """Fit of measured lip gaps to the truth, and motion of the mouth in silence.
+
+    Args:
+        items: the performances.
+        gaps: float64 [n] each, lip gap by the judge, NaN without a face.
+    """
+    fits = [metrics.lip_fit(gap, item.mouth_open[:gap.size])
+            for item, gap in zip(items, gaps, strict=True)]
+    truth = [item.mouth_open[:gap.size] for item, gap in zip(items, gaps, strict=True)]
+    speaking = [item.speaking()[:gap.size] for item, gap in zip(items, gaps, strict=True)]
+    pooled = metrics.lip_fit(_pooled(gaps), _pooled(truth))
+    spoken = metrics.lip_fit(
+        _pooled([np.where(on, gap, np.nan) for on, gap in zip(speaking, gaps, strict=True)]),
+        _pooled(truth))
+    ratios = [metrics.motion_ratio(gap, on) for gap, on in zip(gaps, speaking, strict=True)]
+    known = [ratio for ratio in ratios if np.isfinite(ratio)]
+    return {'correlation': pooled.correlation, 'correlation_at_zero': pooled.correlation_at_zero,
+            'lag_ms': pooled.lag_ms, 'correlation_in_speech': spoken.correlation,
+            'correlation_of_each': [fit.correlation for fit in fits],
+            'lag_ms_of_each': [fit.lag_ms for fit in fits],
+            'motion_in_silence': float(np.mean(known)) if known else float('nan'),
+            'frames': pooled.frames,
+            'frames_with_face': float(np.mean([np.isfinite(gap).mean() for gap in gaps]))}
+
+
+def identity_figures(item: HeldOut, frames: NDArray[np.uint8], judge: judges.IdentityJudge
+                     ) -> tuple[float, float]:
+    """Median identity distance to the reference of generated and of true pictures."""
+    reference = judge.embed(item.reference)
+    drawn = metrics.identity_distance(judge.embed_all(frames[::IDENTITY_EVERY_FRAMES]), reference)
+    true = metrics.identity_distance(item.true_identity, reference) \
+        if item.true_identity.size else np.full(1, np.nan)
+
+    def median(values: NDArray[np.float64]) -> float:
+        return float(np.nanmedian(values)) if np.isfinite(values).any() else float('nan')
+
+    return median(drawn), median(true)
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure a model on a held-out set.
+
+    Returns:
+        Figures, and the series of each performance under ``plot``.
+
+    Raises:
+        judges.JudgeMissing: without mediapipe.
+        FileNotFoundError: without a set or a model.
+    """
+    items = load_set(options.source, options.limit)
+    gaps, distances = [], []
+    identity = judges.IdentityJudge() if not judges.available()['dlib'] else None
+    with judges.MeshJudge() as mesh:
+        for item in items:
+            frames = generate(item, options.model, options.backend, options.seed)
+            gaps.append(mesh.track(frames).lip_gap)
+            if identity is not None:
+                distances.append(identity_figures(item, frames, identity))
+            if options.save is not None:
+                _save_video(item, frames, options.save)
+            fit = metrics.lip_fit(gaps[-1], item.mouth_open[:gaps[-1].size])
+            print(f'{item.name}: correlation {fit.correlation:.2f}, lag {fit.lag_ms:.0f} ms, face '
+                  f'in {100 * np.isfinite(gaps[-1]).mean():.0f} % of {len(frames)} frames',
+                  file=sys.stderr, flush=True)
+    true_gaps = [item.true_gap[:item.frames].astype(np.float64) for item in items]
+    result: dict[str, Any] = {
+        'benchmark': 'lips', 'model': options.model, 'backend': options.backend,
+        'performances': [item.name for item in items],
+        'seconds': sum(item.frames for item in items) / FRAME_RATE_HZ,
+        'judge': 'MediaPipe face mesh 0.10.21, lip gap over eye distance',
+        'generated': summarise(items, gaps), 'true_pictures': summarise(items, true_gaps),
+        'generated_against_true_pictures': metrics.lip_fit(
+            _pooled(gaps), _pooled(true_gaps)).correlation,
+        'aims': {'correlation': AIM_CORRELATION, 'lag_ms': AIM_LAG_MS,
+                 'motion_in_silence': AIM_SILENCE_SHARE},
+    }
+    if distances:
+        drawn, true = np.array(distances).T
+        result['identity_distance'] = {'generated': float(np.nanmean(drawn)),
+                                       'true_pictures': float(np.nanmean(true))
+                                       if np.isfinite(true).any() else float('nan')}
+    _print(result)
+    result['plot'] = {'tracks': [
+        {'generated': gap, 'true pictures': true, 'true': item.mouth_open[:item.frames]}
+        for item, gap, true in zip(items, gaps, true_gaps, strict=True)]}
+    return result
+
+
+def _print(result: dict[str, Any]) -> None:
+    rows = []
+    for key, label, aim in (('correlation', 'correlation with the true opening',
+                             f'≥ {AIM_CORRELATION}'),
+                            ('correlation_in_speech', 'the same, frames with speech only', ''),
+                            ('lag_ms', 'lag (ms, + is late)', f'±{AIM_LAG_MS:.0f}'),
+                            ('motion_in_silence', 'motion in silence / in speech',
+                             f'< {AIM_SILENCE_SHARE}'),
+                            ('frames_with_face', 'frames with a face', '')):
+        rows.append([label, number(float(result['generated'][key])),
+                     number(float(result['true_pictures'][key])), aim])
+    if 'identity_distance' in result:
+        row = result['identity_distance']
+        rows.append(['identity distance to the reference', number(row['generated']),
+                     number(row['true_pictures']), '< 0.48'])
+    print(table(['figure', 'generated', 'true pictures, same judge', 'aim'], rows))
+
+
+def _save_video(item: HeldOut, frames: NDArray[np.uint8], folder: Path) -> None:
+    from interactive_avatar.media.video import VideoWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(folder / f'{item.name}.mp4', frames.shape[2], frames.shape[1]) as writer:
+        writer.write(frames, item.audio[:len(frames) * SAMPLES_PER_FRAME])

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``avatar demo``: a recorded user talks to the avatar, and what happened is measured.
+
+Starts the graph, lets `interactive_avatar.nodes.demo_client` speak and record in a process of its
+own, stops the graph, and makes of the bag a video with sound, a contact sheet and a report. Exit
+status 0 only if the avatar heard, answered and moved. Needs neither torch nor mediapipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from interactive_avatar.evaluation import plots
+from interactive_avatar.evaluation.bag import BagError, Recording, read_bag
+from interactive_avatar.evaluation.conversation import write_contact_sheet, write_conversation
+from interactive_avatar.evaluation.report import machine, session_markdown, write_json
+from interactive_avatar.evaluation.session import HEARD_WORD_ERROR_RATE, Expected, measure
+from interactive_avatar.graph import DEFAULT_NAMESPACE, NODES, GraphError, start_graph
+
+UTTERANCES = Path(__file__).parent / 'utterances'
+# Shares of the user's sentences; one slip of the recogniser is not a broken avatar.
+NEEDED_SHARE = 0.8
+# A mouth that rests moves less than this share of a mouth that speaks.
+LARGEST_REST_TO_SPEECH = 0.8
+LEAST_MOUTH_CHANGE_GREY = 0.3
+CLIENT_STOP_S = 10.0
+MADE = ('demo.mp4', 'contact_sheet.png', 'timeline.png', 'bag', 'report.json', 'report.md',
+        'said.json', 'logs')
+
+
+class DemoError(RuntimeError):
+    """The demo could not be carried out; the message says why and what to do."""
+
+
+def checks(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether the avatar heard, answered and moved.
+
+    Args:
+        result: what `session.measure` gave, with what the user was expected to say.
+
+    Returns:
+        Rows of ``name``, ``passed`` and ``why``.
+    """
+    turns = [row for row in result['turns'] if 'said' in row]
+    needed = NEEDED_SHARE * len(turns)
+    heard = [row for row in turns if row['heard']
+             and (row['word_error_rate'] <= HEARD_WORD_ERROR_RATE or row['understood'])]
+    answered = [row for row in turns if row['understood']
+                and (row['answer_s'] > 0 or row['actions'])]
+    voiced = [row for row in turns if row['answer_s'] > 0]
+    face = result['face'] or {}
+    speech = face.get('mouth_change_in_speech') or 0.0
+    ratio = face.get('mouth_rest_to_speech')
+    moved = speech > LEAST_MOUTH_CHANGE_GREY and ratio is not None \
+        and ratio < LARGEST_REST_TO_SPEECH
+    return [
+        {'name': 'heard', 'passed': bool(turns) and len(heard) >= needed,
+         'why': f'{len(heard)} of {len(turns)} sentences recognised'},
+        {'name': 'answered', 'passed': bool(turns) and len(answered) >= needed and bool(voiced),
+         'why': f'{len(answered)} of {len(turns)} understood and answered, {len(voiced)} aloud'},
+        {'name': 'moved', 'passed': bool(moved),
+         'why': f'mouth region changes by {speech:.2f} grey levels per frame in speech, at rest '
+                f'by {"nothing measured" if ratio is None else f"{100 * ratio:.0f} % of that"}'},
+    ]
+
+
+def describe(event: dict[str, Any]) -> str | None:
+    """One line for people about an event of the demo's client; None to stay quiet."""
+    kind = event['event']
+    if kind == 'waiting':
+        return f'waiting for {", ".join(event["missing"])}'
+    if kind == 'ready':
+        return f'the avatar is live; {event["utterances"]} sentences to say'
+    if kind == 'say':
+        return f'user    "{event["text"]}"'
+    if kind == 'heard':
+        return f'heard   "{event["text"]}"'
+    if kind == 'intent':
+        action = f' → {event["action"]}' if event['action'] else ''
+        return f'avatar  [{event["intent"]} {event["confidence"]:.2f}{action}] ' \
+               f'"{event["speech"]}"'
+    if kind == 'turn' and not event['answered']:
+        return 'no answer came'
+    if kind == 'not_ready':
+        return f'gave up waiting for {", ".join(event["missing"])}'
+    return None
+
+
+def run_client(out: Path, environment: dict[str, str], namespace: str, ready_timeout_s: float,
+               say: Callable[[str], None], utterances: Path = UTTERANCES) -> int:
+    """Let the recorded user talk to a running graph.
+
+    Args:
+        out: folder for ``bag`` and ``said.json``.
+        environment: as the graph's nodes have it.
+        namespace: of the avatar.
+        ready_timeout_s: how long to wait for a live avatar.
+        say: called with each line of progress.
+        utterances: folder with ``utterances.yaml``.
+
+    Returns:
+        The client's exit status.
+    """
+    command = [sys.executable, '-m', 'interactive_avatar.nodes.demo_client',
+               '--bag', str(out / 'bag'), '--log', str(out / 'said.json'),
+               '--utterances', str(utterances), '--namespace', namespace,
+               '--ready-timeout', str(ready_timeout_s)]
+    log_path = out / 'logs' / 'demo_client.log'
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path, 'ab') as log:
+        client = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log,
+                                  text=True, start_new_session=True)
+        assert client.stdout is not None
+        try:
+            for line in client.stdout:
+                try:
+                    text = describe(json.loads(line))
+                except (ValueError, KeyError):
+                    log.write(line.encode())
+                    continue
+                if text:
+                    say(text)
+            return client.wait()
+        finally:
+            if client.poll() is None:
+                # The bag must be finished to be readable, so the client is asked first.
+                client.send_signal(signal.SIGTERM)
+                try:
+                    client.wait(CLIENT_STOP_S)
+                except subprocess.TimeoutExpired:
+                    client.kill()
+                    client.wait()
+
+
+def expected_from_log(path: Path) -> list[Expected]:
+    """What the client said when, from its ``said.json``; empty if there is none."""
+    if not path.is_file():
+        return []
+    return [Expected(row['name'], row['text'], row['intent'], row['start_ns'])
+            for row in json.loads(path.read_text(encoding='utf-8'))]
+
+
+def make_report(recording: Recording, expected: Sequence[Expected], out: Path, title: str,
+                say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure a session, write video, contact sheet and reports into ``out``.
+
+    Returns:
+        The report's tree, with ``checks`` where something was expected.
+    """
+    say('measuring')
+    result = measure(recording, expected)
+    result['machine'] = machine()
+    files = {}
+    if recording.pictures:
+        say('writing the video')
+        write_conversation(recording, out / 'demo.mp4')
+        files['demo.mp4'] = 'the conversation, with sound and captions'
+        write_contact_sheet(recording, out / 'contact_sheet.png', title)
+        files['contact_sheet.png'] = 'its moments'
+    if recording.pictures and recording.audio:
+        try:
+            plots.draw_session(recording, out / 'timeline.png')
+            files['timeline.png'] = 'voices, states, motion and regularity over time'
+        except plots.PlotsMissing as error:
+            say(f'no time line drawn: {error}')
+    result['files'] = files | {'bag': 'everything that was said and shown (MCAP)',
+                               'report.json': 'this report for machines'}
+    if expected:
+        result['checks'] = checks(result)
+    write_json(out / 'report.json', result)
+    (out / 'report.md').write_text(session_markdown(result, title), encoding='utf-8')
+    return result
+
+
+def _prepare_folder(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name in MADE:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _summary(result: dict[str, Any], out: Path) -> list[str]:
+    stream, latency = result['stream'], result['response_latency_s']['p50']
+    share = stream['missed']['clean_share']
+    if share is None:
+        share = stream['audio']['clean_share']
+    lines = [f'{"ok  " if c["passed"] else "FAIL"} {c["name"]}: {c["why"]}'
+             for c in result.get('checks', [])]
+    lines.append(f'     {stream["seconds"]:.1f} s of stream at '
+                 f'{stream["frames_per_second"] or 0:.2f} frames/s; '
+                 f'{0 if share is None else 100 * share:.1f} % of seconds without a missed chunk; '
+                 + ('no answer was heard' if latency is None
+                    else f"answers begin {latency:.2f} s after the user's last sound (median)"))
+    lines += [f'     {out / name}' for name in (*result['files'], 'report.md')]
+    return lines
+
+
+def run_demo(out: Path, config: str, overrides: dict[str, object], page: bool,
+             ready_timeout_s: float, namespace: str = DEFAULT_NAMESPACE,
+             say: Callable[[str], None] = print) -> int:
+    """Carry out the whole demo; returns the exit status.
+
+    Raises:
+        DemoError: if the graph did not start or the client could not record.
+        GraphError: if a node failed.
+    """
+    started = time.monotonic()
+
+    def tell(text: str) -> None:
+        say(f'{time.monotonic() - started:6.1f} s  {text}')
+
+    _prepare_folder(out)
+    nodes = NODES if page else tuple(name for name in NODES if name != 'web')
+    tell(f'starting {", ".join(nodes)}')
+    with start_graph(config, nodes=nodes, namespace=namespace, overrides=overrides,
+                     log_folder=out / 'logs', tell=tell) as graph:
+        graph.wait_until_active(ready_timeout_s, tell)
+        status = run_client(out, graph.environment, namespace, ready_timeout_s, tell)
+        if status not in (0, 3) or not (out / 'bag').exists():
+            raise DemoError(f'the recorded user ended with status {status}; its log is '
+                            f'{out / "logs" / "demo_client.log"}')
+        if status == 3:
+            tails = '\n'.join(graph.log_tail(name) for name in nodes)
+            raise DemoError(f'the avatar did not come alive within {ready_timeout_s:.0f} s\n'
+                            f'{tails}')
+    recording = read_bag(out / 'bag', namespace)
+    result = make_report(recording, expected_from_log(out / 'said.json'), out, 'Avatar demo',
+                         tell)
+    for line in _summary(result, out):
+        say(line)
+    return 0 if result.get('checks') and all(c['passed'] for c in result['checks']) else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of ``avatar demo``; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog='avatar demo', description='A recorded user talks to the avatar; ends with a video, '
+        'a contact sheet, a bag and a report. Exit status 0 only if the avatar heard, answered '
+        'and moved.')
+    parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder for results')
+    parser.add_argument('--config', default='config/avatar.yaml', help='parameter file')
+    parser.add_argument('--model', help='folder of another generator model')
+    parser.add_argument('--set', action='append', default=[], metavar='NODE.PARAMETER=VALUE',
+                        help='set a parameter, such as generator.reference=ada; repeatable')
+    parser.add_argument('--page', action='store_true',
+                        help='also serve the page, to watch in a browser')
+    parser.add_argument('--ready-timeout', type=float, default=180.0, metavar='SECONDS',
+                        help='how long to wait for a live avatar')
+    args = parser.parse_args(argv)
+    overrides: dict[str, object] = {'generator.model': args.model} if args.model else {}
+    for item in args.set:
+        key, equals, value = item.partition('=')
+        if not equals:
+            parser.error(f'--set {item}: write NODE.PARAMETER=VALUE')
+        try:
+            overrides[key] = json.loads(value)
+        except ValueError:
+            overrides[key] = value
+    try:
+        return run_demo(args.out, args.config, overrides, args.page, args.ready_timeout)
+    except (BagError, DemoError, GraphError, FileNotFoundError) as error:
+        print(f'avatar demo: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('avatar demo: interrupted; what was recorded is in the bag', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shard of rendered performances in device memory, and the batches that stages draw from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interactive_avatar.generator.backends.base import MASKED
+from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.denoiser import Window
+from interactive_avatar.media.clock import FRAMES_PER_CHUNK
+from interactive_avatar.media.mel import MEL_CEILING_LN, MEL_FLOOR_LN
+from interactive_avatar.training.performances import Performance, compose
+from interactive_avatar.training.render.people import People
+from interactive_avatar.training.render.renderer import Renderer
+from interactive_avatar.training.speech.library import SpeechLibrary
+from interactive_avatar.training.units import UNITS
+
+MOUTH_UNITS = tuple(name for name in UNITS if name.startswith(('jawOpen', 'mouth')))[:16]
+PROBE_UNITS = tuple(name for name in UNITS
+                    if name.startswith(('jawOpen', 'mouth', 'eyeBlink', 'eyeLook', 'eyeWide')))
+REFERENCES_PER_CLIP = 6
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """What is rendered: clips of equal length, seeds from ``first_seed`` on."""
+
+    clips: int = 150
+    seconds: int = 40
+    first_seed: int = 0
+    split: str = 'train'
+    processes: int = 12
+
+
+class Prompts:
+    """Text encoder states of the prompt table, baked beforehand (float16 [P, n, width])."""
+
+    def __init__(self, path: Path, tokens: int, device: torch.device) -> None:
+        with np.load(path) as stored:
+            states, lengths = stored['states'], stored['lengths']
+            self.texts: list[str] = [str(text) for text in stored['texts']]
+        self.states = torch.from_numpy(states[:, :tokens]).to(device)
+        length = torch.from_numpy(lengths).to(device).clamp(max=tokens)
+        empty = torch.arange(tokens, device=device)[None] >= length[:, None]
+        self.mask = empty.float() * float(MASKED)
+
+
+def compose_many(seeds: Sequence[int], speech: Path, people: Path, seconds: int, split: str,
+                 processes: int) -> list[Performance]:
+    """Performances of the seeds, in order, composed in parallel."""
+    one = partial(_compose_one, speech=speech, people=people, seconds=seconds, split=split)
+    if processes <= 1:
+        return [one(seed) for seed in seeds]
+    with ProcessPoolExecutor(processes, mp_context=get_context('spawn')) as pool:
+        return list(pool.map(one, seeds, chunksize=max(1, len(seeds) // (processes * 2))))
+
+
+_LIBRARIES: dict[Path, SpeechLibrary] = {}
+_PEOPLE: dict[Path, int] = {}
+
+
+def _compose_one(seed: int, speech: Path, people: Path, seconds: int, split: str) -> Performance:
+    if speech not in _LIBRARIES:
+        _LIBRARIES[speech] = SpeechLibrary.load(speech)
+        _PEOPLE[people] = len(People(people))
+    return compose(seed, range(_PEOPLE[people]), _LIBRARIES[speech], seconds=seconds, split=split)
+
+
+class Shard:
+    """Rendered clips: frames in device memory for the autoencoder, latents for the denoiser.
+
+    Attributes:
+        frames: uint8 [clips, n, H, W, 3], or None once dropped.
+        marks: float32 [clips, n, 3, 2], mouth centre and eyes in pixels (x, y).
+        mel: uint8 [clips, 4 n, 64]; mouth: float32 [clips, n, 16]; probe_units: [clips, n, k].
+        prompt_ids: int64 [clips, n / 4].
+        latents: float16 [clips, n / 4, C, h, w] once encoded; references likewise [clips, 6, …].
+    """
+
+    def __init__(self, performances: Sequence[Performance], device: torch.device,
+                 config: GeneratorConfig, seed: int) -> None:
+        self.performances = list(performances)
+        self.device, self.config = device, config
+        self.random = torch.Generator(device=device)
+        self.random.manual_seed(seed)
+        take = partial(np.stack, axis=0)
+        units = take([p.units for p in performances]).astype(np.float32)
+        mouth = [UNITS.index(name) for name in MOUTH_UNITS]
+        probe = [UNITS.index(name) for name in PROBE_UNITS]
+        self.mouth = torch.from_numpy(units[:, :, mouth]).to(device)
+        self.probe_units = torch.from_numpy(units[:, :, probe]).to(device)
+        self.mel = torch.from_numpy(take([p.mel for p in performances])).to(device)
+        self.prompt_ids = torch.from_numpy(
+            take([p.prompt_ids for p in performances]).astype(np.int64)).to(device)
+        self.in_view = torch.from_numpy(
+            take([np.abs(p.head[:, 3]) < 0.08 for p in performances])).to(device)
+        self.length = units.shape[1]
+        self.frames: Tensor | None = None
+        self.marks: Tensor | None = None
+        self.latents: Tensor | None = None
+        self.references: Tensor | None = None
+
+    @classmethod
+    def render(cls, options: ShardOptions, config: GeneratorConfig, people: Path, speech: Path,
+               device: torch.device, device_index: int = 0,
+               say: Callable[[str], None] = print) -> Shard:
+        """Compose and render a shard."""
+        start = time.monotonic()
+        seeds = range(options.first_seed, options.first_seed + options.clips)
+        performances = compose_many(seeds, speech, people, options.seconds, options.split,
+                                    options.processes)
+        say(f'composed {len(performances)} performances in {time.monotonic() - start:.1f} s')
+        shard = cls(performances, device, config, options.first_seed)
+        start = time.monotonic()
+        side = config.autoencoder.picture_px
+        renderer = Renderer(people, size=side, device_index=device_index)
+        shard.frames = torch.empty((len(performances), shard.length, side, side, 3),
+                                   dtype=torch.uint8, device=device)
+        marks = np.empty((len(performances), shard.length, 3, 2), np.float32)
+        for index, p in enumerate(performances):
+            frames, marks[index] = renderer.render(p.identity, p.units, p.head, p.glasses, p.hat)
+            shard.frames[index].copy_(torch.from_numpy(frames))
+        renderer.close()
+        shard.marks = torch.from_numpy(marks).to(device)
+        seconds = time.monotonic() - start
+        count = len(performances) * shard.length
+        say(f'rendered {count} frames in {seconds:.1f} s: {count / seconds:.0f} frames/s')
+        return shard
+
+    def _random(self, high: int, count: int) -> Tensor:
+        return torch.randint(0, high, (count,), device=self.device, generator=self.random)
+
+    def groups(self, batch: int, still_share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Groups of four frames at any offset, some of them one frame held still.
+
+        Returns:
+            frames uint8 [B, 4, H, W, 3], marks [B, 4, 3, 2], units [B, 4, k].
+        """
+        assert self.frames is not None and self.marks is not None
+        clip = self._random(len(self.frames), batch)[:, None]
+        start = self._random(self.length - FRAMES_PER_CHUNK, batch)[:, None]
+        step = torch.arange(FRAMES_PER_CHUNK, device=self.device)[None]
+        moving = torch.rand(batch, 1, device=self.device, generator=self.random) >= still_share
+        index = start + step * moving
+        return self.frames[clip, index], self.marks[clip, index], self.probe_units[clip, index]
+
+    def mel_windows(self, clip: Tensor, chunk: Tensor) -> Tensor:
+        """Log-mel windows of chunks; clip and chunk [N] -> float [N, 96, 64]; floor outside."""
+        a = self.config.audio
+        step = torch.arange(a.window_mels, device=self.device)
+        index = (chunk[:, None] * FRAMES_PER_CHUNK - a.past_frames) * 4 + step
+        inside = (index >= 0) & (index < self.mel.shape[1])
+        data = self.mel[clip[:, None], index.clamp(0, self.mel.shape[1] - 1)].float()
+        mel = data / 255.0 * (MEL_CEILING_LN - MEL_FLOOR_LN) + MEL_FLOOR_LN
+        return torch.where(inside[..., None], mel, MEL_FLOOR_LN)
+
+    def audio_windows(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Random windows and the mouth units of their chunk's frames, [B, 4, 16]."""
+        clip = self._random(len(self.mel), batch)
+        chunk = self._random(self.length // FRAMES_PER_CHUNK, batch)
+        step = torch.arange(FRAMES_PER_CHUNK, device=self.device)
+        units = self.mouth[clip[:, None], chunk[:, None] * FRAMES_PER_CHUNK + step]
+        return self.mel_windows(clip, chunk), units
+
+    @torch.no_grad()
+    def encode(self, encode: Callable[[Tensor], Tensor], batch: int = 64) -> None:
+        """Latents of every chunk, and of a few stills per clip as references."""
+        assert self.frames is not None
+        clips, chunks = len(self.frames), self.length // FRAMES_PER_CHUNK
+        a = self.config.autoencoder
+        shape = (a.latent_channels, a.latent_px, a.latent_px)
+        self.latents = torch.empty((clips, chunks, *shape), dtype=torch.float16,
+                                   device=self.device)
+        self.references = torch.empty((clips, REFERENCES_PER_CLIP, *shape), dtype=torch.float16,
+                                      device=self.device)
+        for clip in range(clips):
+            groups = self.frames[clip].unflatten(0, (chunks, FRAMES_PER_CHUNK))
+            self.latents[clip] = torch.cat([encode(part) for part in groups.split(batch)]).half()
+            visible = torch.nonzero(self.in_view[clip])[:, 0]
+            pick = visible[self._random(len(visible), REFERENCES_PER_CLIP)]
+            still = self.frames[clip, pick][:, None].expand(-1, FRAMES_PER_CHUNK, -1, -1, -1)
+            self.references[clip] = encode(still).half()
+
+    def drop_frames(self) -> None:
+        """Free the pictures once they are encoded."""
+        self.frames = None
+
+    def state(self) -> dict[str, Tensor]:
+        """What the denoiser's stage needs, to be kept on disk between calls."""
+        assert self.latents is not None and self.references is not None
+        assert self.marks is not None
+        return {'latents': self.latents, 'references': self.references, 'marks': self.marks}
+
+    def set_state(self, state: dict[str, Tensor]) -> None:
+        """Undo `state`."""
+        self.latents, self.references, self.marks = (
+            state[name].to(self.device) for name in ('latents', 'references', 'marks'))
+
+
+@dataclass
+class WindowBatch:
+    """Clean windows of clips; noise, audio tokens and text are added by the stage.
+
+    Attributes:
+        latents: [B, T + 2, C, h, w], clip frames s - 2 … s + T - 1.
+        mel: [B, T + 2, 96, 64]; mouth: [B, T + 2, 4, 16]; weight: [B, T, 1, h, w].
+        the rest as in `Window`, for its F = 2 T + 1 frames.
+    """
+
+    latents: Tensor
+    mel: Tensor
+    mouth: Tensor
+    weight: Tensor
+    reference: Tensor
+    groups: Tensor
+    short_index: Tensor
+    mask: Tensor
+    prompt_ids: Tensor
+    text_index: Tensor
+
+
+def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
+                 mouth_weight: float = 4.0, eye_weight: float = 2.0) -> WindowBatch:
+    """Windows with the memory that a stream would hold there.
+
+    A stream is taken to have begun at a random earlier chunk of the clip; everything before is
+    masked. Groups of the short memory lie at a random phase; long-term entries are random older
+    groups, a random number of them filled.
+    """
+    assert shard.latents is not None and shard.references is not None
+    assert shard.marks is not None
+    config, device = shard.config, shard.device
+    m = config.memory
+    chunks = shard.latents.shape[1]
+    clip = shard._random(len(shard.latents), batch)
+    s = shard._random(chunks - targets + 1, batch)
+    roll = torch.rand(batch, device=device, generator=shard.random)
+    back = shard._random(60, batch)
+    begin = torch.where(roll < 0.12, s, torch.where(roll < 0.4, (s - back).clamp_min(0), 0))
+    phase = int(torch.randint(0, m.group, (1,), device=device, generator=shard.random))
+
+    at = s[:, None] + torch.arange(-2, targets, device=device)
+    inside = at.clamp(0, chunks - 1)
+    latents = shard.latents[clip[:, None], inside].float()
+    flat_clip = clip[:, None].expand_as(at).flatten()
+    mel = shard.mel_windows(flat_clip, inside.flatten()).unflatten(0, at.shape)
+    step = torch.arange(FRAMES_PER_CHUNK, device=device)
+    mouth = shard.mouth[clip[:, None, None], inside[..., None] * FRAMES_PER_CHUNK + step]
+
+    # Short memory: group k starts at s + first + k · group (see the module's tests).
+    fixed = m.short + (targets + m.group) // m.group + 1
+    first = -(m.adjacent + 2 + m.group + phase) - (m.short - 1) * m.group
+    starts = s[:, None] + first + m.group * torch.arange(fixed, device=device)
+    oldest = starts[:, :1] - m.group
+    older = torch.floor(torch.rand(batch, m.long, device=device, generator=shard.random)
+                        * (oldest - begin[:, None] + 1).clamp_min(1)).long() + begin[:, None]
+    filled = shard._random(m.long + 1, batch)
+    long_visible = ((torch.arange(m.long, device=device) < filled[:, None])
+                    & (oldest >= begin[:, None]))
+    starts = torch.cat([starts, older], 1)
+    inner = torch.arange(m.group, device=device)
+    index = (starts[..., None] + inner).clamp(0, chunks - 1)
+    groups = shard.latents[clip[:, None, None], index].float()
+
+    offsets = torch.cat([torch.arange(-2, targets - 1, device=device),
+                         torch.arange(0, targets, device=device)])
+    last = m.short - 1 + torch.div(offsets + 2 + phase, m.group, rounding_mode='floor')
+    short_index = last[:, None] + torch.arange(1 - m.short, 1, device=device)
+    short_start = starts[:, :fixed][:, short_index]
+    short_visible = short_start >= begin[:, None, None]
+    frame = s[:, None] + offsets
+    adjacent = torch.stack([frame - 2, frame - 1], -1)
+    # The window's first context frames have no older ones in it, whatever the clip holds.
+    floor = torch.cat([s[:, None] - 2, begin[:, None]], 1).amax(1)
+    adjacent_visible = adjacent >= floor[:, None, None]
+    parts = []
+    for visible, tokens in ((torch.ones_like(frame, dtype=torch.bool)[..., None],
+                             config.chunk_tokens),
+                            (long_visible[:, None].expand(-1, len(offsets), -1), m.entry_tokens),
+                            (short_visible, m.entry_tokens),
+                            (adjacent_visible, config.chunk_tokens)):
+        parts.append(visible.repeat_interleave(tokens, -1))
+    mask = (~torch.cat(parts, -1)).float() * float(MASKED)
+
+    ids = shard.prompt_ids[clip[:, None], inside]
+    changed = torch.cat([torch.zeros_like(ids[:, :1]), (ids[:, 1:] != ids[:, :-1]).long()], 1)
+    segment = changed.cumsum(1).clamp(max=prompts - 1)
+    chosen = torch.zeros((batch, prompts), dtype=torch.int64, device=device)
+    chosen.scatter_(1, segment, ids)
+    text_index = torch.cat([segment[:, :-1], segment[:, 2:]], 1)
+
+    pick = shard._random(REFERENCES_PER_CLIP, batch)
+    frame_index = inside[:, 2:, None] * FRAMES_PER_CHUNK + step
+    marks = shard.marks[clip[:, None, None], frame_index].mean(2) / 16.0
+    side = config.autoencoder.latent_px
+    axis = torch.arange(side, device=device) + 0.5
+    across, down = (axis - marks[..., :1]) ** 2, (axis - marks[..., 1:]) ** 2
+    near = torch.exp(-(down[..., :, None] + across[..., None, :]) / (2 * 1.3 ** 2))
+    weight = 1.0 + mouth_weight * near[:, :, 0] + eye_weight * (near[:, :, 1] + near[:, :, 2])
+    reference = shard.references[clip, pick].float()
+    return WindowBatch(latents, mel, mouth, weight[:, :, None], reference, groups, short_index,
+                       mask, chosen, text_index)
+
+
+def noised_window(batch: WindowBatch, context: Tensor, context_level: Tensor, targets: Tensor,
+                  target_level: Tensor, audio: Tensor, prompts: Prompts) -> Window:
+    """Assemble the denoiser's input; audio [B, T + 2, 12, width] for clip frames s - 2 …"""
+    return Window(
+        context=context, context_level=context_level, targets=targets,
+        target_level=target_level, reference=batch.reference, groups=batch.groups,
+        short_index=batch.short_index, mask=batch.mask,
+        audio=torch.cat([audio[:, :-1], audio[:, 2:]], 1),
+        text=prompts.states[batch.prompt_ids].float(), text_index=batch.text_index,
+        text_mask=prompts.mask[batch.prompt_ids])

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks: what they compute, on streams and sets whose figures are known."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interactive_avatar.evaluation import bench, bench_image, bench_lips, plots
+from interactive_avatar.media.clock import CHUNK_SAMPLES
+
+has_plots = importlib.util.find_spec('matplotlib') is not None
+has_ros = all(importlib.util.find_spec(name) for name in ('rclpy', 'avatar_bringup'))
+
+
+@dataclass
+class Made:
+    seconds: dict[str, float]
+
+
+class SlowStream:
+    """Takes 2 ms a chunk and remembers what it was asked."""
+
+    lookahead_chunks = 1
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+        self.switched: list[str] = []
+        self.steps = 0
+
+    def prepare(self, prompt: str) -> None:
+        self.prepared.append(prompt)
+
+    def switch(self, prompt: str) -> None:
+        self.switched.append(prompt)
+
+    def step(self, speech: np.ndarray) -> Made:
+        assert speech.shape == (CHUNK_SAMPLES,) and speech.dtype == np.int16
+        self.steps += 1
+        time.sleep(0.002)
+        return Made({'denoise': 0.0015, 'decode': 0.0005})
+
+
+def test_conversation_has_speech_and_pauses() -> None:
+    loop = bench.speech_loop()
+    chunks = [next(loop) for _ in range(100)]
+    silent = sum(not chunk.any() for chunk in chunks)
+    assert 10 < silent < 80
+    other = bench.speech_loop()
+    assert all((chunk == next(other)).all() for chunk in chunks)
+
+
+def test_run_stream_times_every_chunk_and_switches() -> None:
+    stream = SlowStream()
+    seen: list[int] = []
+    run = bench.run_stream(stream, 60, each=lambda index, memory: seen.append(index))
+    assert stream.steps == 60 + bench.WARM_UP_CHUNKS
+    assert seen == list(range(60))
+    assert len(stream.switched) == 3
+    assert set(stream.switched) <= set(stream.prepared)
+    assert run['step_ms'].min() >= 2.0
+    assert run['stages_ms']['denoise'] == pytest.approx(np.full(60, 1.5))
+    assert (run['rss_mib'] > 1.0).all()
+
+
+def test_paced_stream_keeps_real_time() -> None:
+    begin = time.perf_counter()
+    bench.run_stream(SlowStream(), 4, paced=True)
+    assert time.perf_counter() - begin > 3 * 0.16
+
+
+def test_results_are_valid_json(tmp_path: Path) -> None:
+    result = {'a': np.float64(np.nan), 'b': [np.int64(1), np.array([0.5, np.inf])]}
+    bench._finish(result, tmp_path, 'odd')
+    saved = json.loads((tmp_path / 'odd.json').read_text())
+    assert saved['a'] is None
+    assert saved['b'] == [1, [0.5, None]]
+    assert saved['machine']['cores'] >= 1
+
+
+def test_bad_arguments_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(['generator', '--chunks', '0'])
+    assert '--chunks is 0' in capsys.readouterr().err
+    assert bench.main(['lips', '--set', str(tmp_path), '--out', str(tmp_path)]) == 2
+    assert 'no held-out performances' in capsys.readouterr().err
+
+
+def held_out(name: str, seed: int, lag: int = 0) -> tuple[bench_lips.HeldOut, np.ndarray]:
+    """A performance with speech in its first half, and a gap that follows it late by ``lag``."""
+    rng = np.random.default_rng(seed)
+    frames = 200
+    audio = np.zeros(frames * 640, np.int16)
+    audio[:frames * 320] = rng.integers(-4000, 4000, frames * 320)
+    opening = np.zeros(frames, np.float32)
+    opening[5:95] = np.convolve(rng.uniform(0, 1, 92), np.ones(3) / 3, 'valid')
+    gap = np.roll(opening, lag).astype(float) * 0.3 + 0.02
+    item = bench_lips.HeldOut(name, np.full((8, 8, 3), seed, np.uint8), audio, opening,
+                              ('talk',) * 25 + ('rest',) * 25, gap.astype(np.float32),
+                              np.zeros((0, 128)))
+    return item, gap
+
+
+def test_held_out_performances_survive_a_file(tmp_path: Path) -> None:
+    item, _ = held_out('one', 3)
+    item.save(tmp_path)
+    again, = bench_lips.load_set(tmp_path)
+    assert again.name == 'one'
+    assert again.prompts == item.prompts
+    assert (again.audio == item.audio).all()
+    assert again.mouth_open == pytest.approx(item.mouth_open, abs=1e-3)
+    np.savez(tmp_path / 'two.npz', audio=item.audio)
+    with pytest.raises(ValueError, match=r'two\.npz is not a performance'):
+        bench_lips.load_set(tmp_path)
+
+
+def test_lip_summary_of_known_lag() -> None:
+    items, gaps = zip(*(held_out(str(i), i, lag=2) for i in range(3)))
+    result = bench_lips.summarise(items, gaps)
+    assert result['lag_ms'] == pytest.approx(80.0)
+    assert result['correlation'] > 0.99
+    assert result['motion_in_silence'] == pytest.approx(0.0, abs=1e-6)
+    assert result['frames_with_face'] == 1.0
+    speaking = items[0].speaking()
+    assert speaking[:100].all()
+    assert not speaking[110:].any()
+
+
+def test_lip_summary_of_noise_is_near_zero() -> None:
+    items, _ = zip(*(held_out(str(i), i) for i in range(4)))
+    noise = [np.random.default_rng(90 + i).normal(size=200) for i in range(4)]
+    result = bench_lips.summarise(items, noise)
+    # The best of 21 lags over 800 frames of noise stays small, but not zero.
+    assert abs(result['correlation']) < 0.2
+    assert result['motion_in_silence'] > 0.7
+
+
+def test_a_set_needs_to_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='--make-set'):
+        bench_lips.load_set(tmp_path)
+
+
+@pytest.mark.skipif(not has_plots, reason='matplotlib is not installed (extra "evaluate")')
+@pytest.mark.parametrize(('name', 'result', 'data'), [
+    ('generator', {'real_time_factor': 0.5},
+     {'step_ms': np.arange(50.0), 'stages_ms': {'decode': np.arange(50.0)}}),
+    ('memory', {'growth_share': 0.01},
+     {'rss_mib': np.arange(50.0), 'step_ms': np.arange(50.0)}),
+    ('image-topic', {'size': 8}, {'shipped profile': [1.0, 2.0]}),
+    ('lips', {'generated': {'correlation': 0.5, 'lag_ms': 40.0}},
+     {'tracks': [{'generated': np.arange(9.0), 'true': np.arange(9.0)}]}),
+])
+def test_plots(name: str, result: dict, data: dict, tmp_path: Path) -> None:
+    assert plots.draw(name, result, data, tmp_path / 'plot.png').stat().st_size > 5000
+
+
+@pytest.mark.skipif(not has_ros, reason='rclpy or the built messages are missing: run `make`')
+def test_pictures_cross_between_processes() -> None:
+    environment = dict(os.environ)
+    environment['PYTHONPATH'] = os.pathsep.join(
+        [str(Path(bench.__file__).parents[2]), environment.get('PYTHONPATH', '')])
+    from interactive_avatar.graph import prepare_environment
+
+    delays = bench_image.measure(dict(prepare_environment(environment)), 64, 10, 50.0)
+    assert len(delays) == 10
+    assert 0.0 < np.median(delays) < 100.0
+
+
+def test_the_shipped_set_is_held_out_and_the_judge_agrees_with_the_truth() -> None:
+    items = bench_lips.load_set(bench_lips.SHIPPED_SET)
+    assert len(items) >= 5
+    for item in items:
+        assert int(item.name.split('_')[1]) % 10 == 9
+        assert len(item.prompts) * 4 == item.frames == item.audio.size // 640
+        assert item.reference.shape == (256, 256, 3)
+    ceiling = bench_lips.summarise(items, [item.true_gap.astype(float) for item in items])
+    assert ceiling['correlation'] > 0.9
+    assert ceiling['lag_ms'] == 0.0
+    assert ceiling['motion_in_silence'] < bench_lips.AIM_SILENCE_SHARE

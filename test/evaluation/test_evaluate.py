@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``avatar evaluate`` and ``avatar record`` from the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interactive_avatar.evaluation import evaluate, judges
+from interactive_avatar.evaluation.bag import read_bag
+
+SOURCE = Path(evaluate.__file__).parents[2]
+has_ros = all(importlib.util.find_spec(name) for name in ('rclpy', 'avatar_bringup'))
+
+
+def test_bag_in_metrics_out(session_bag: Path, tmp_path: Path,
+                            capsys: pytest.CaptureFixture[str]) -> None:
+    said = tmp_path / 'said.yaml'
+    said.write_text('utterances: [{name: nod, text: "please nod", intent: nod}]')
+    assert evaluate.main(['bag', str(session_bag), '--out', str(tmp_path / 'out'),
+                          '--said', str(said)]) == 0
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert report['turns'][0]['word_error_rate'] == 0.0
+    assert capsys.readouterr().out.strip().endswith('report.md')
+
+
+def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(['bag', str(tmp_path / 'nothing')]) == 2
+    assert 'no bag at' in capsys.readouterr().err
+    odd = tmp_path / 'odd.yaml'
+    odd.write_text('- 1')
+    with pytest.raises(ValueError, match='no list "utterances"'):
+        evaluate.load_expected(odd)
+
+
+def test_blinks() -> None:
+    opening = np.full(250, 0.3)
+    opening[[50, 51, 52, 150, 151]] = 0.05
+    opening[200] = np.nan
+    assert evaluate.blinks_per_minute(opening, np.arange(250) / 25) == pytest.approx(
+        60 * 2 / (249 / 25))
+    assert np.isnan(evaluate.blinks_per_minute(np.full(250, np.nan), np.arange(250) / 25))
+
+
+@pytest.mark.skipif(bool(judges.available()['mediapipe']),
+                    reason=judges.available()['mediapipe'] or 'installed')
+def test_judges_of_a_session_without_faces(session_bag: Path) -> None:
+    result = evaluate.judge_session(read_bag(session_bag))
+    assert result['frames_with_face'] == 0.0
+    assert result['lip_motion_at_rest_to_speech'] is None
+
+
+@pytest.mark.skipif(not has_ros, reason='rclpy or the built messages are missing: run `make`')
+def test_record_ends_with_a_readable_bag(tmp_path: Path) -> None:
+    environment = dict(os.environ)
+    environment['PYTHONPATH'] = os.pathsep.join(
+        [str(SOURCE), environment.get('PYTHONPATH', '')])
+    namespace = f'record_{os.getpid()}'
+    puppet = subprocess.Popen([sys.executable, str(Path(__file__).parent / 'puppet_avatar.py'),
+                               namespace, '30'], env=environment)
+    try:
+        done = subprocess.run(
+            [sys.executable, '-m', 'interactive_avatar.evaluation.record', str(tmp_path / 'bag'),
+             '--namespace', namespace, '--seconds', '4'],
+            env=environment, capture_output=True, text=True, timeout=40)
+    finally:
+        puppet.kill()
+        puppet.wait()
+    assert done.returncode == 0, done.stderr
+    assert f'nobody published /{namespace}/speech' in done.stderr
+    recording = read_bag(tmp_path / 'bag')
+    assert len(recording.audio) > 5
+    assert len(recording.states) == 1

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator node on real topics, with a stream that is cheap and lets itself be read."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is not installed: run `make build`')
+pytest.importorskip('avatar_bringup', reason='messages are not built: run `make build`')
+
+from avatar_bringup.msg import AudioChunk, AvatarState
+from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from interactive_avatar.media.clock import CHUNK_NS, CHUNK_SAMPLES, FRAME_NS
+from interactive_avatar.media.picture import decode_image
+from interactive_avatar.nodes import generator, qos
+from interactive_avatar.nodes.messages import audio_message, samples_of, to_ns
+
+
+class GreyStream:
+    """Each chunk is one grey; the sound of the frames is the speech of the step before."""
+
+    lookahead_chunks = 1
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.prompts: list[str] = []
+        self.pending = np.zeros(CHUNK_SAMPLES, np.int16)
+
+    def step(self, speech: np.ndarray) -> Any:
+        self.count += 1
+        sound, self.pending = self.pending, speech
+        frames = np.full((4, 64, 64, 3), self.count % 250, np.uint8)
+        return SimpleNamespace(frames=frames, audio=sound,
+                               prompt=self.prompts[-1] if self.prompts else '')
+
+    def switch(self, prompt: str) -> None:
+        self.prompts.append(prompt)
+
+    def prepare(self, prompt: str) -> None:
+        self.prompts.append(f'prepared {prompt}')
+
+
+class Rig:
+    """The node, a friend that listens to it, and an executor for both."""
+
+    def __init__(self, context: Any, stream: GreyStream, **parameters: Any) -> None:
+        self.stream = stream
+        self.node = generator.GeneratorNode(
+            context=context, namespace='rig', parameters={'nice': 0, **parameters})
+        from rclpy.node import Node
+        self.friend = Node('friend', context=context, namespace='rig')
+        self.got: dict[str, list[Any]] = {'audio': [], 'image': [], 'jpeg': [], 'info': []}
+        for kind, topic, name, profile in (
+                (AudioChunk, 'audio', 'audio', qos.AUDIO),
+                (Image, 'image_raw', 'image', qos.IMAGE),
+                (CompressedImage, 'image_raw/compressed', 'jpeg', qos.COMPRESSED_IMAGE),
+                (CameraInfo, 'camera_info', 'info', qos.IMAGE)):
+            self.friend.create_subscription(kind, topic, self.got[name].append, profile)
+        self.speech = self.friend.create_publisher(AudioChunk, 'speech', qos.AUDIO)
+        self.state = self.friend.create_publisher(AvatarState, 'state', qos.STATE)
+        self.executor = SingleThreadedExecutor(context=context)
+        self.executor.add_node(self.node)
+        self.executor.add_node(self.friend)
+
+    def spin_until(self, done: Callable[[], Any], timeout_s: float = 8.0) -> bool:
+        deadline_s = time.monotonic() + timeout_s
+        while not done() and time.monotonic() < deadline_s:
+            self.executor.spin_once(timeout_sec=0.02)
+        return bool(done())
+
+    def ready(self) -> None:
+        assert self.spin_until(lambda: self.node.state_label == 'active'), self.node.state_label
+        assert self.spin_until(lambda: all(self.got.values())), {
+            name: len(messages) for name, messages in self.got.items()}
+        assert self.spin_until(lambda: self.speech.get_subscription_count()
+                               and self.state.get_subscription_count())
+
+    def close(self) -> None:
+        self.node.close()
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.friend.destroy_node()
+
+
+@pytest.fixture
+def rig(context: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    stream = GreyStream()
+    monkeypatch.setattr(generator, 'open_stream', lambda options: stream)
+    made = Rig(context, stream)
+    yield made
+    made.close()
+
+
+def test_pictures_and_sound_carry_the_stamps_of_one_clock(rig: Rig) -> None:
+    rig.ready()
+    start = len(rig.got['audio'])
+    assert rig.spin_until(lambda: len(rig.got['audio']) >= start + 4)
+    sounds = rig.got['audio'][start:]
+    stamps = [to_ns(sound.header.stamp) for sound in sounds]
+    assert set(np.diff(stamps)) == {CHUNK_NS}
+    assert all(samples_of(sound).size == CHUNK_SAMPLES for sound in sounds)
+    for name in ('image', 'jpeg', 'info'):
+        offsets = {(to_ns(message.header.stamp) - stamps[0]) % CHUNK_NS
+                   for message in rig.got[name]}
+        assert offsets <= {n * FRAME_NS for n in range(4)}
+    jpeg_stamps = [to_ns(message.header.stamp) for message in rig.got['jpeg']]
+    assert set(np.diff(jpeg_stamps)) == {FRAME_NS}
+    image = rig.got['image'][-1]
+    assert (image.height, image.width, image.encoding, len(image.data)) == (64, 64, 'rgb8', 12288)
+    # A frame and its compressed twin show the same grey.
+    greys = {to_ns(message.header.stamp): message.data[0] for message in rig.got['image']}
+    twins = [(greys[to_ns(message.header.stamp)],
+              int(decode_image(bytes(message.data))[32, 32, 0]))
+             for message in rig.got['jpeg'] if to_ns(message.header.stamp) in greys]
+    assert twins and all(abs(raw - packed) <= 3 for raw, packed in twins)
+
+
+def test_speech_is_sounded_with_its_turn_and_ends_with_last(rig: Rig) -> None:
+    rig.ready()
+    for sequence in range(3):
+        rig.speech.publish(audio_message(np.full(CHUNK_SAMPLES, 50, np.int16), 1,
+                                         sequence=sequence, turn_id=4, last=sequence == 2))
+    assert rig.spin_until(lambda: any(sound.last for sound in rig.got['audio']))
+    turn = [sound for sound in rig.got['audio'] if sound.turn_id == 4]
+    assert len(turn) == 3 and turn[-1].last
+    assert all((samples_of(sound) == 50).all() for sound in turn)
+
+
+def test_a_break_silences_the_turn(rig: Rig) -> None:
+    rig.ready()
+    for sequence in range(20):
+        rig.speech.publish(audio_message(np.full(CHUNK_SAMPLES, 50, np.int16), 1,
+                                         sequence=sequence, turn_id=1, last=sequence == 19))
+    assert rig.spin_until(lambda: rig.got['audio'][-1].turn_id == 1)
+    rig.state.publish(AvatarState(turn_id=1, activity=AvatarState.LISTENING, prompt='listens'))
+    assert rig.spin_until(lambda: 'listens' in rig.stream.prompts)
+    broken = len(rig.got['audio'])
+    assert rig.spin_until(lambda: len(rig.got['audio']) >= broken + 4)
+    assert not samples_of(rig.got['audio'][-1]).any()
+    assert sum(samples_of(sound).any() for sound in rig.got['audio'][broken:]) <= 1
+
+
+def test_prompts_are_switched_and_prepared(rig: Rig) -> None:
+    rig.ready()
+    rig.state.publish(AvatarState(prompt='nods', next_prompt='rests'))
+    assert rig.spin_until(lambda: {'nods', 'prepared rests'} <= set(rig.stream.prompts))
+
+
+@pytest.mark.parametrize('changes, told', [
+    ({'sample_rate': 44100}, '44100 Hz'), ({'channels': 2}, '2 channels'),
+    ({'encoding': 'F32LE'}, 'F32LE'), ({'data': array('B', b'abc')}, '3 bytes'),
+    ({'turn_id': 0}, 'turn_id 0')])
+def test_bad_speech_is_refused_with_a_diagnostic_and_the_stream_goes_on(
+        rig: Rig, changes: dict[str, Any], told: str) -> None:
+    rig.ready()
+    message = audio_message(np.ones(CHUNK_SAMPLES, np.int16), 1, sequence=0, turn_id=1, last=True)
+    for name, value in changes.items():
+        setattr(message, name, value)
+    rig.speech.publish(message)
+    assert rig.spin_until(lambda: told in rig.node.diagnostics.status().message)
+    count = len(rig.got['audio'])
+    assert rig.spin_until(lambda: len(rig.got['audio']) >= count + 2)
+    assert rig.node.state_label == 'active'
+
+
+def test_a_missing_model_is_named_and_the_node_stays_up(context: Any) -> None:
+    rig = Rig(context, GreyStream(), model='/no/such/model')
+    try:
+        assert rig.spin_until(lambda: rig.node.diagnostics.status().level != b'\0')
+        assert '/no/such/model' in rig.node.diagnostics.status().message
+        assert rig.node.state_label == 'unconfigured'
+    finally:
+        rig.close()
+
+
+def test_it_can_be_stopped_and_started_again(rig: Rig) -> None:
+    rig.ready()
+    for _ in range(2):
+        rig.node.trigger_deactivate()
+        rig.node.trigger_cleanup()
+        quiet = len(rig.got['audio'])
+        rig.spin_until(lambda: False, 0.4)
+        assert len(rig.got['audio']) <= quiet + 2
+        rig.node.trigger_configure()
+        rig.node.trigger_activate()
+        rig.got['audio'].clear()
+        assert rig.spin_until(lambda: len(rig.got['audio']) > 2)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from interactive_avatar.media.clock import CHUNK_NS, CHUNK_SAMPLES, FRAME_NS
+from interactive_avatar.nodes.pacer import FADE_SAMPLES, Slot, StreamPacer, fade_out
+from interactive_avatar.nodes.speech_queue import SpeechQueue
+
+
+@dataclass
+class PlainChunk:
+    frames: np.ndarray
+    audio: np.ndarray
+    prompt: str
+
+
+@dataclass
+class PlainStream:
+    """A stream of one grey level per chunk, one chunk of lookahead, slow or broken at will."""
+
+    lookahead_chunks: int = 1
+    slow_at: dict[int, float] = field(default_factory=dict)
+    fail_at: set[int] = field(default_factory=set)
+    steps: int = 0
+    prompt: str = 'rest'
+    prepared: list[str] = field(default_factory=list)
+    pending: np.ndarray = field(default_factory=lambda: np.zeros(CHUNK_SAMPLES, np.int16))
+
+    def step(self, speech: np.ndarray) -> PlainChunk:
+        number, self.steps = self.steps, self.steps + 1
+        if number in self.fail_at:
+            raise RuntimeError('broken graph')
+        time.sleep(self.slow_at.get(number, 0.001))
+        frames = np.zeros((4, 2, 2, 3), np.uint8)
+        frames += np.array([number * 10 + i for i in range(4)], np.uint8)[:, None, None, None]
+        sound, self.pending = self.pending, speech
+        return PlainChunk(frames, sound, self.prompt)
+
+    def switch(self, prompt: str) -> None:
+        self.prompt = prompt
+
+    def prepare(self, prompt: str) -> None:
+        self.prepared.append(prompt)
+
+
+class Rig:
+    """A pacer whose output is collected."""
+
+    def __init__(self, stream: PlainStream, **arguments: float) -> None:
+        self.stream = stream
+        self.speech = SpeechQueue()
+        self.slots: list[Slot] = []
+        self.frames: list[tuple[float, int]] = []
+        self.complaints: list[tuple[str, str]] = []
+        self.enough = threading.Event()
+        self.wanted = 0
+        self.pacer = StreamPacer(
+            stream, self.speech, self._slot,
+            lambda frame, stamp_ns: self.frames.append((time.time(), stamp_ns)),
+            now_ns=time.time_ns, complain=lambda key, text: self.complaints.append((key, text)),
+            **arguments)
+
+    def _slot(self, slot: Slot) -> None:
+        self.slots.append(slot)
+        if len(self.slots) >= self.wanted:
+            self.enough.set()
+
+    def run(self, slots: int) -> None:
+        self.wanted = slots
+        self.pacer.start()
+        assert self.enough.wait(slots * 0.16 + 2), f'only {len(self.slots)} slots came'
+        self.pacer.stop()
+
+
+def test_slots_follow_the_media_clock_and_frames_come_at_their_time() -> None:
+    rig = Rig(PlainStream())
+    rig.run(4)
+    stamps = [slot.stamp_ns for slot in rig.slots]
+    assert set(np.diff(stamps)) == {CHUNK_NS}
+    assert [slot.index for slot in rig.slots] == [0, 1, 2, 3]
+    assert set(np.diff([stamp for _, stamp in rig.frames])) == {FRAME_NS}
+    # Generous, as a test machine may be busy.
+    lateness = [shown - stamp / 1e9 for shown, stamp in rig.frames]
+    assert min(lateness) > -0.005 and np.median(lateness) < 0.04
+    assert not rig.complaints
+
+
+def test_speech_comes_out_with_its_turn_after_the_lookahead() -> None:
+    rig = Rig(PlainStream())
+    rig.speech.push(5, 0, np.full(CHUNK_SAMPLES, 3, np.int16), last=True)
+    rig.run(4)
+    spoken = [slot for slot in rig.slots if slot.audio.any()]
+    assert [(slot.index, slot.turn_id, slot.last) for slot in spoken] == [(1, 5, True)]
+
+
+def test_a_late_chunk_holds_the_last_frame_once_and_takes_the_next_slot() -> None:
+    rig = Rig(PlainStream(slow_at={2: 0.30}), lead_ms=20.0, budget_ms=20.0)
+    rig.run(6)
+    repeated = [slot.index for slot in rig.slots if slot.repeated]
+    assert repeated == [2]
+    held, before, after = rig.slots[2], rig.slots[1], rig.slots[3]
+    assert (held.frames == before.frames[-1]).all() and not held.audio.any()
+    assert after.frames[0, 0, 0, 0] == 20
+    assert rig.pacer.figures()['chunks_late'] == 1
+    assert rig.complaints and rig.complaints[0][0] == 'chunk_late'
+    assert set(np.diff([slot.stamp_ns for slot in rig.slots])) == {CHUNK_NS}
+
+
+def test_a_failing_step_is_reported_and_the_stream_goes_on() -> None:
+    rig = Rig(PlainStream(fail_at={1}))
+    rig.run(4)
+    assert ('step_failed', 'a chunk could not be made: RuntimeError: broken graph'
+            ) in rig.complaints
+    assert any(slot.frames[0, 0, 0, 0] == 20 for slot in rig.slots)
+
+
+def test_switch_and_prepare_reach_the_stream() -> None:
+    rig = Rig(PlainStream())
+    rig.pacer.prepare('later')
+    rig.pacer.switch('nodding')
+    rig.run(3)
+    assert rig.slots[0].prompt == 'nodding' and rig.stream.prepared == ['later']
+
+
+def test_mute_silences_a_turn_that_is_on_its_way() -> None:
+    rig = Rig(PlainStream())
+    rig.speech.push(1, 0, np.full(8 * CHUNK_SAMPLES, 1000, np.int16), last=True)
+    original = rig._slot
+
+    def mute_at_third(slot: Slot) -> None:
+        if slot.index == 2:
+            rig.speech.abort(1)
+            rig.pacer.mute(1)
+        original(slot)
+
+    rig.pacer._emit_slot = mute_at_third
+    rig.run(6)
+    heard = [int(np.abs(slot.audio).max()) for slot in rig.slots]
+    assert heard[2] == 1000
+    fading = rig.slots[3].audio
+    assert fading[0] == 1000 and not fading[FADE_SAMPLES:].any()
+    assert not any(heard[4:])
+
+
+def test_fade_out_ends_in_silence() -> None:
+    faded = fade_out(np.full(CHUNK_SAMPLES, -2000, np.int16))
+    assert faded[0] == -2000 and not faded[FADE_SAMPLES:].any()
