@@ -69,7 +69,16 @@ def make_bag() -> Callable[..., Path]:
 
             def state(time_s: float, phase: int, activity: int, prompt: str) -> None:
                 put('state', T0_NS + int(time_s * NS_PER_S), turn_id=1, phase=phase,
-                    activity=activity, prompt=prompt, next_prompt='', reason='test')
+                    activity=activity, prompt=prompt, next_prompt='')
+
+            def diagnose(stamp_ns: int, index: int) -> None:
+                status, value = (types['diagnostic_msgs/msg/DiagnosticStatus'],
+                                 types['diagnostic_msgs/msg/KeyValue'])
+                # /diagnostics is shared: a second avatar reports there as well.
+                put('/diagnostics', stamp_ns, status=[
+                    status(level=0, name=f'{who}/generator', message='active', hardware_id='',
+                           values=[value('chunks_late', late), value('slots', str(index))])
+                    for who, late in ((namespace, '0'), ('neighbour', str(index)))])
 
             rng = np.random.default_rng(0)
             still = rng.integers(0, 180, (SIDE_PX, SIDE_PX, 3)).astype(np.uint8)
@@ -93,6 +102,8 @@ def make_bag() -> Callable[..., Path]:
                     state(20 * 0.16, 1, 3, 'nods')
                 if index == 30:
                     state(30 * 0.16, 0, 0, 'rest')
+                if index % 6 == 0:
+                    diagnose(stamp_ns, index)
                 if index in drop_chunks:
                     continue
                 sound('audio', stamp_ns, index, tone(2560) * speaking)

@@ -37,6 +37,9 @@ def test_measures_of_a_known_session(session_bag: Path) -> None:
     assert result['stream']['audio']['clean_share'] == 1.0
     assert result['stream']['av_offset_ms'] == {'chunks': 50, 'without_picture': 0, 'mean': 0.0,
                                                 'worst': 0.0}
+    assert result['stream']['missed'] == {'repeated': 0, 'intervals': 8, 'made': 48,
+                                          'clean_share': 1.0}
+    assert list(result['nodes']) == ['avatar/generator']
     face = result['face']
     assert face['size'] == [32, 32]
     assert face['mouth_change_in_speech'] > 1.0

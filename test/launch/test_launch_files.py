@@ -92,13 +92,13 @@ def test_the_graph_comes_up_with_its_arguments(watcher: Any, tmp_path: Path) -> 
     with open(log, 'wb') as output:
         process = subprocess.Popen(
             [sys.executable, '-c', RUN, str(launch_folder / 'avatar.launch.py'),
-             'namespace:=face', 'generator:=false', 'reasoning:=false', 'port:=8391',
+             'namespace:=face', 'generator:=false', 'port:=8391',
              f'python:={sys.executable}'],
             env={**os.environ, 'ROS_DOMAIN_ID': str(DOMAIN)}, stdout=output,
             stderr=subprocess.STDOUT)
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        wanted = {'face/perception', 'face/web'}
+        wanted = {'face/perception', 'face/reasoning', 'face/web'}
         while time.monotonic() < deadline_s and process.poll() is None:
             executor.spin_once(timeout_sec=0.1)
             if {name for name, text in states.items() if text.startswith('active')} >= wanted:

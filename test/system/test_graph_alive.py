@@ -26,6 +26,7 @@ import interactive_avatar.evaluation
 from interactive_avatar.graph import NODES, Graph, prepare_environment, start_graph
 from interactive_avatar.media.audio import read_wav
 from interactive_avatar.media.clock import CHUNK_NS, CHUNK_SAMPLES, FRAME_NS, SAMPLE_RATE_HZ
+from interactive_avatar.media.picture import write_image
 from interactive_avatar.nodes import qos
 from interactive_avatar.nodes.messages import audio_message, samples_of, to_ns
 
@@ -38,6 +39,17 @@ START_TIMEOUT_S = 120.0
 BLOCK = SAMPLE_RATE_HZ // 25
 
 pytestmark = pytest.mark.slow
+
+
+def drawn_face() -> np.ndarray:
+    """A picture that is accepted as a reference, uint8 [256, 256, 3]."""
+    y, x = np.mgrid[:256, :256] / 255
+    picture = np.stack([120 + 80 * np.sin(6 * x), 110 + 60 * np.cos(5 * y),
+                        90 + 60 * np.sin(4 * (x + y))], axis=-1).astype(np.uint8)
+    picture[60:200, 80:176] = (210, 170, 150)
+    picture[100:112, 100:116] = picture[100:112, 140:156] = 20
+    picture[160:168, 110:146] = (150, 50, 60)
+    return picture
 
 
 class Client:
@@ -102,9 +114,14 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     model = next((path for path in MODELS if path.is_dir() and any(path.iterdir())), None)
     if model is None:
         pytest.skip('no model: neither models/compact nor checkpoints/random is there')
+    overrides: dict[str, object] = {'web.port': 0, 'generator.model': str(model)}
+    if not list(model.glob('identities/*.png')):
+        picture = tmp_path_factory.mktemp('reference') / 'reference.png'
+        write_image(picture, drawn_face())
+        overrides['generator.reference'] = str(picture)
     running = start_graph(
         log_folder=tmp_path_factory.mktemp('logs'),
-        overrides={'web.port': 0, 'generator.model': str(model)},
+        overrides=overrides,
         environment={**os.environ, 'ROS_DOMAIN_ID': str(DOMAIN)})
     try:
         running.wait_until_active(START_TIMEOUT_S)

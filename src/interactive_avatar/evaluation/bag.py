@@ -398,6 +398,7 @@ def _read(reader: AnyReader, path: Path, namespace: str | None) -> Recording:
     if f'{prefix}image_raw/compressed' not in kinds and f'{prefix}image_raw' in kinds:
         takers[f'{prefix}image_raw'] = (recording.pictures, _raw_picture)
     failures: dict[str, tuple[int, Exception]] = {}
+    others: set[str] = set()
     for connection, time_ns, raw in reader.messages():
         recording.counts[connection.topic] = recording.counts.get(connection.topic, 0) + 1
         if connection.topic not in takers:
@@ -409,10 +410,20 @@ def _read(reader: AnyReader, path: Path, namespace: str | None) -> Recording:
             count, first = failures.get(connection.topic, (0, error))
             failures[connection.topic] = (count + 1, first)
             continue
-        target.extend(item) if isinstance(item, list) else target.append(item)
+        if isinstance(item, list):
+            # /diagnostics is one topic for the whole robot, and for other avatars beside this.
+            own = [d for d in item if f'/{d.name.lstrip("/")}'.startswith(prefix)]
+            others.update(d.name for d in item if d not in own)
+            target.extend(own)
+        else:
+            target.append(item)
     for topic, (count, reason) in failures.items():
         recording.problems.append(f'{count} message(s) on {topic} could not be read, the first '
                                   f'because: {reason}')
+    if others and not recording.diagnostics:
+        recording.problems.append(f'/diagnostics holds nothing of {prefix}, only of '
+                                  f'{", ".join(sorted(others))}: the nodes\' own figures are not '
+                                  f'measured')
     for name in RECORDED_TOPICS:
         topic = name if name.startswith('/') else f'{prefix}{name}'
         stand_in = name == 'image_raw/compressed' and f'{prefix}image_raw' in kinds

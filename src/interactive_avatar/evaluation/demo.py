@@ -24,8 +24,10 @@ from interactive_avatar.evaluation.bag import BagError, Recording, read_bag
 from interactive_avatar.evaluation.conversation import write_contact_sheet, write_conversation
 from interactive_avatar.evaluation.report import machine, session_markdown, write_json
 from interactive_avatar.evaluation.session import HEARD_WORD_ERROR_RATE, Expected, measure
-from interactive_avatar.graph import DEFAULT_NAMESPACE, NODES, GraphError, start_graph
+from interactive_avatar.graph import NODES, GraphError, start_graph
 
+# Its own, so that an avatar that is already running neither hears nor disturbs the demo.
+DEMO_NAMESPACE = 'avatar_demo'
 UTTERANCES = Path(__file__).parent / 'utterances'
 # Shares of the user's sentences; one slip of the recogniser is not a broken avatar.
 NEEDED_SHARE = 0.8
@@ -208,7 +210,7 @@ def _summary(result: dict[str, Any], out: Path) -> list[str]:
 
 
 def run_demo(out: Path, config: str, overrides: dict[str, object], page: bool,
-             ready_timeout_s: float, namespace: str = DEFAULT_NAMESPACE,
+             ready_timeout_s: float, namespace: str = DEMO_NAMESPACE,
              say: Callable[[str], None] = print) -> int:
     """Carry out the whole demo; returns the exit status.
 

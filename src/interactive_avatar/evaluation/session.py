@@ -390,7 +390,7 @@ def _visible_ms(recording: Recording, intents: Sequence[Event],
 
 
 def states_table(recording: Recording) -> list[dict[str, Any]]:
-    """States in order: seconds from the start, phase, activity, reason, prompt."""
+    """States in order: seconds from the start, phase, activity, prompt."""
     if not recording.states:
         return []
     starts = [s.stamp_ns for s in recording.audio] + [p.stamp_ns for p in recording.pictures]
@@ -402,7 +402,6 @@ def states_table(recording: Recording) -> list[dict[str, Any]]:
                      'phase': 'ACTION' if event.fields.get('phase') == ACTION_PHASE else 'STABLE',
                      'activity': ACTIVITIES[activity] if activity < len(ACTIVITIES)
                      else str(activity),
-                     'reason': event.fields.get('reason', ''),
                      'prompt': event.fields.get('prompt', '')})
     return rows
 

@@ -15,6 +15,7 @@ Shapes: B streams, L layers, H heads of width hw, n tokens; keys and values are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +175,8 @@ class Denoiser(nn.Module):
         self.text_embedding = nn.Sequential(
             nn.Linear(d.text_width, d.width), nn.GELU(approximate='tanh'),
             nn.Linear(d.width, d.width))
-        self.blocks = nn.ModuleList([Block(d, config.audio.width) for _ in range(d.layers)])
+        blocks = [Block(d, config.audio.width) for _ in range(d.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.compressor = MemoryCompressor(config)
         self.head_norm = nn.LayerNorm(d.width, elementwise_affine=False)
         self.head_modulation = nn.Parameter(torch.randn(2, d.width) * d.width ** -0.5)
@@ -194,13 +196,18 @@ class Denoiser(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
+        for block in self.layers:
             # Cross-attention starts by changing little, so early training is self-attention's.
             nn.init.normal_(block.text.o.weight, std=0.01)
             nn.init.normal_(block.audio.o.weight, std=0.01)
         nn.init.normal_(self.time_projection.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.compressor.out.weight)
+
+    @property
+    def layers(self) -> list[Block]:
+        """`blocks`, typed."""
+        return cast(list[Block], list(self.blocks))
 
     def time_modulation(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Noise levels [N] -> (embedding [N, width], modulations [N, L, 6, width])."""
@@ -221,12 +228,12 @@ class Denoiser(nn.Module):
         This is all that switching a prompt needs (Cache-Switching).
         """
         embedded = self.text_embedding(text)
-        pairs = [block.text.project(embedded) for block in self.blocks]
+        pairs = [block.text.project(embedded) for block in self.layers]
         return torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
 
     def audio_cache(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a chunk's audio tokens [B, 12, audio width], as `text_cache`."""
-        pairs = [block.audio.project(audio) for block in self.blocks]
+        pairs = [block.audio.project(audio) for block in self.layers]
         return torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
 
     def chunk(self, latent: Tensor, level: Tensor, audio_k: Tensor, audio_v: Tensor,
@@ -248,7 +255,7 @@ class Denoiser(nn.Module):
         mask = torch.cat([cache_mask, own], dim=1)[:, None, None]
         text_bias = text_mask[:, None, None]
         keys, values = [], []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             m = modulations[:, i]
             qk, v = block.project(x, m)
             keys.append(qk[:, 1])
@@ -268,7 +275,7 @@ class Denoiser(nn.Module):
         x = self.patch_embedding(x) + self.kind_embedding[0]
         _, modulations = self.time_modulation(torch.zeros_like(latent[:, 0, 0, 0]))
         keys, values = [], []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             x, k, v = self._still_layer(block, x, modulations[:, i], None, None)
             keys.append(k)
             values.append(v)
@@ -288,7 +295,7 @@ class Denoiser(nn.Module):
         x = self.compressor(latents, self.patch_embedding) + self.kind_embedding[1]
         _, modulations = self.time_modulation(torch.zeros_like(latents[:, 0, 0, 0, 0]))
         keys, values = [], []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             x, k, v = self._still_layer(block, x, modulations[:, i], reference_k[:, i],
                                         reference_v[:, i])
             keys.append(k)
@@ -341,7 +348,7 @@ class Denoiser(nn.Module):
         text_flat = (torch.arange(batch, device=x.device)[:, None] * prompts
                      + w.text_index).flatten()
         audio = w.audio.flatten(0, 1)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             ref, mem, x = self._window_layer(
                 block, ref, mem, x, still[:, i], modulations[:, i], mask, text.flatten(0, 1),
                 text_flat, text_bias, audio, w.short_index, batch, frames_c, frames, groups)

@@ -96,7 +96,8 @@ def graph_inputs(config: GeneratorConfig) -> dict[str, dict[str, Tensor]]:
 
 
 GRAPH_OUTPUTS = {
-    'encode_audio': ['audio_k', 'audio_v'], 'encode_image': ['latent'], 'encode_text': ['text_k', 'text_v'],
+    'encode_audio': ['audio_k', 'audio_v'], 'encode_image': ['latent'],
+    'encode_text': ['text_k', 'text_v'],
     'embed_reference': ['k', 'v'], 'denoise': ['velocity', 'k', 'v'], 'compress': ['k', 'v'],
     'decode': ['frames']}
 
@@ -130,7 +131,8 @@ def export(generator: Generator, root: Path, note: dict[str, object] | None = No
         buffer = io.BytesIO()
         with torch.no_grad():
             torch.onnx.export(
-                graph_module(generator, name), tuple(inputs.values()), buffer,
+                graph_module(generator, name), tuple(inputs.values()),
+                buffer,  # type: ignore[arg-type]
                 input_names=list(inputs), output_names=GRAPH_OUTPUTS[name],
                 opset_version=OPSET, do_constant_folding=False, dynamo=False)
         for suffix in ('', '.int8') if name == 'denoise' else ('',):

@@ -25,10 +25,9 @@ class _Layer(nn.Module):
     def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
         self.heads = heads
-        for name, sizes in (('query', (width, width)), ('key', (width, width)),
-                            ('value', (width, width)), ('attention_output', (width, width)),
-                            ('intermediate', (width, inner)), ('output', (inner, width))):
-            setattr(self, name, nn.Linear(*sizes))
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.value, self.attention_output = nn.Linear(width, width), nn.Linear(width, width)
+        self.intermediate, self.output = nn.Linear(width, inner), nn.Linear(inner, width)
         self.attention_norm = nn.LayerNorm(width, eps=1e-12)
         self.output_norm = nn.LayerNorm(width, eps=1e-12)
 
@@ -95,7 +94,9 @@ def export(path: Path = GRAPH_PATH) -> None:
     buffer = io.BytesIO()
     with torch.no_grad():
         torch.onnx.export(
-            encoder, (torch.zeros(1, 7, dtype=torch.int64),), buffer, input_names=['ids'],
+            encoder, (torch.zeros(1, 7, dtype=torch.int64),),
+            buffer, input_names=['ids'],  # type: ignore[arg-type]
+
             output_names=['states'], dynamic_axes={'ids': {1: 'n'}, 'states': {1: 'n'}},
             opset_version=OPSET, do_constant_folding=False, dynamo=False)
     model = onnx.load_from_string(buffer.getvalue())

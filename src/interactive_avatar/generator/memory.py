@@ -8,11 +8,14 @@ of the redundancy is not given there, mean pairwise cosine similarity is the pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from interactive_avatar.generator.backends.base import Backend
 
 Feature = NDArray[np.float32]
 
@@ -78,8 +81,8 @@ class RandomKeyFrames:
         return index if index < len(held) else None
 
 
-KEY_FRAME_POLICIES = {'dynamic': DynamicKeyFrames, 'fifo': FirstInFirstOut,
-                      'random': RandomKeyFrames}
+KEY_FRAME_POLICIES: dict[str, Callable[[], KeyFramePolicy]] = {
+    'dynamic': DynamicKeyFrames, 'fifo': FirstInFirstOut, 'random': RandomKeyFrames}
 
 
 def frame_feature(latent: NDArray[np.float32], reference: NDArray[np.float32]) -> Feature:
@@ -95,3 +98,71 @@ def frame_feature(latent: NDArray[np.float32], reference: NDArray[np.float32]) -
     cell = side // 4
     pooled = (latent - reference).reshape(channels, 4, cell, 4, cell).mean(axis=(2, 4))
     return pooled.astype(np.float32).reshape(-1)
+
+
+class VisualMemory:
+    """The past of one stream: fills a backend's cache as chunks are committed.
+
+    Args:
+        backend: compresses groups of latents to entries and owns the cache's arrays.
+        reference: latent of the reference picture, float32 [C, 16, 16].
+        policy: which long-term entry a candidate replaces once all slots are full.
+    """
+
+    def __init__(self, backend: Backend, reference: NDArray[np.float32],
+                 policy: KeyFramePolicy | None = None) -> None:
+        self._backend, self._reference = backend, reference
+        self._policy = policy or DynamicKeyFrames()
+        self._sizes = backend.config.memory
+        self.cache = backend.new_cache()
+        self.cache.place('reference', 0, backend.embed_reference(reference))
+        self._adjacent: list[NDArray[np.float32]] = []
+        self._pending: list[NDArray[np.float32]] = []
+        self._short: list[Feature] = []
+        self.long_features: list[Feature] = []
+
+    def commit(self, latent: NDArray[np.float32], entry: object) -> None:
+        """Take in a finished chunk.
+
+        Args:
+            latent: float32 [C, 16, 16]. entry: its keys and values from `Backend.commit`.
+        """
+        self.cache.push('adjacent', entry)
+        self._adjacent.append(latent)
+        if len(self._adjacent) <= self._sizes.adjacent:
+            return
+        self._pending.append(self._adjacent.pop(0))
+        if len(self._pending) < self._sizes.group:
+            return
+        group = np.stack(self._pending)
+        self._pending = []
+        compressed = self._backend.compress(group, self.cache)
+        if len(self._short) == self._sizes.short:
+            self._remember(self._short.pop(0), self.cache.take('short', 0))
+        self._short.append(frame_feature(group.mean(axis=0), self._reference))
+        self.cache.push('short', compressed)
+
+    def _remember(self, feature: Feature, entry: object) -> None:
+        if len(self.long_features) < self._sizes.long:
+            slot: int | None = len(self.long_features)
+            self.long_features.append(feature)
+        else:
+            slot = self._policy.slot(self.long_features, feature)
+            if slot is not None:
+                self.long_features[slot] = feature
+        if slot is not None:
+            self.cache.place('long', slot, entry)
+
+    @property
+    def redundancy(self) -> float:
+        """Redundancy R of the long memory now."""
+        return redundancy(self.long_features)
+
+    def copy(self) -> VisualMemory:
+        """An independent copy; the latents themselves are never written to and are shared."""
+        other = copy.copy(self)
+        other.cache = self.cache.copy()
+        other._policy = copy.deepcopy(self._policy)
+        for name in ('_adjacent', '_pending', '_short', 'long_features'):
+            setattr(other, name, list(getattr(self, name)))
+        return other

@@ -15,7 +15,6 @@ from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.denoiser import Denoiser
 from interactive_avatar.generator.model import ModelError
 
-
 SCALE_SUFFIX = '.scale'
 QUANTISED_MIN_VALUES = 16_384
 """Matrices at least this large are released in 8 bits; smaller ones would save nothing."""

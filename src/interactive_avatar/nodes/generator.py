@@ -42,6 +42,8 @@ class GeneratorOptions:
     autostart: bool = option(True, 'configure and activate without being asked')
     model: str = option('models/compact', 'folder of the model, absolute or in the package')
     backend: str = option('onnx', 'what runs the model', choices=('onnx', 'tensorrt', 'torch'))
+    threads: int = option(2, 'processor threads of the onnx backend', minimum=1, maximum=64)
+    int8: bool = option(True, 'use the 8-bit graph of the onnx backend: faster, a little coarser')
     reference: str = option('', 'who the avatar is: a named identity of the model, or the path of '
                                 'a picture of a face; empty for the first identity')
     prompt: str = option('', 'prompt until the reasoning node sends one; empty for the stable '
@@ -74,11 +76,12 @@ def open_stream(options: GeneratorOptions) -> Any:
     reference: Any = options.reference or None
     if options.reference and any(mark in options.reference for mark in './\\'):
         reference = read_image(resource(options.reference))
-    arguments = {'model': str(resource(options.model)), 'backend': options.backend,
-                 'prompt': options.prompt or stable_prompt(WorldState()), 'seed': options.seed}
-    if reference is not None:
-        arguments['reference'] = reference
-    return AvatarStream.open(**arguments)
+    arguments: dict[str, Any] = {
+        'model': str(resource(options.model)), 'backend': options.backend,
+        'prompt': options.prompt or stable_prompt(WorldState()), 'seed': options.seed}
+    if options.backend == 'onnx':
+        arguments |= {'threads': options.threads, 'int8': options.int8}
+    return AvatarStream.open(reference=reference, **arguments)
 
 
 class GeneratorNode(AvatarNode):

@@ -69,7 +69,7 @@ class PerceptionOptions:
     hri: bool = option(True, 'follow the humans of ROS4HRI (REP-155) where hri_msgs is installed')
     audio_common: bool = option(True, 'take user/audio_stamped where audio_common_msgs is '
                                       'installed')
-    nice: int = option(5, 'scheduling priority of the listening threads, 19 is lowest',
+    nice: int = option(10, 'scheduling priority of the listening threads, 19 is lowest',
                        minimum=-20, maximum=19)
 
 

@@ -134,7 +134,7 @@ class WebNode(AvatarNode):
         if self._page is not None:
             self._page.publish_state({
                 'phase': phase_name(message.phase), 'activity': activity_name(message.activity),
-                'turn_id': message.turn_id, 'prompt': message.prompt, 'reason': message.reason})
+                'turn_id': message.turn_id, 'prompt': message.prompt})
 
     def _on_intent(self, message: AvatarIntent) -> None:
         if self._page is None:

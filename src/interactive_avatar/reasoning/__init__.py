@@ -1,1 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The Reasoning-Reaction Module without ROS: intents, the state cycle, reasoners and the voice.
+
+`ReasoningModule` is what a node wraps: events of the user in, states, intents and chunks of
+speech out.
+"""
+
+from __future__ import annotations
+
+from interactive_avatar.reasoning.cycle import Activity, Phase, State, StateCycle
+from interactive_avatar.reasoning.embedded import EmbeddedReasoner, Reasoner
+from interactive_avatar.reasoning.memory import Memory
+from interactive_avatar.reasoning.module import (
+    Callbacks,
+    Intent,
+    ModuleOptions,
+    ReasoningModule,
+    SpokenChunk,
+    open_embedded,
+)
+from interactive_avatar.reasoning.persona import Persona, PersonaError, load_persona
+from interactive_avatar.reasoning.turn import Turn, TurnError, make_turn
+from interactive_avatar.reasoning.voice import Voice, VoiceError, open_voice
+
+__all__ = [
+    'Activity', 'Callbacks', 'EmbeddedReasoner', 'Intent', 'Memory', 'ModuleOptions', 'Persona',
+    'PersonaError', 'Phase', 'Reasoner', 'ReasoningModule', 'SpokenChunk', 'State', 'StateCycle',
+    'Turn', 'TurnError', 'Voice', 'VoiceError', 'load_persona', 'make_turn', 'open_embedded',
+    'open_voice',
+]

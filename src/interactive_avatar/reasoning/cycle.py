@@ -146,6 +146,7 @@ class State:
         prompt: what the generator is given now.
         stable_prompt: what it will be given when the turn has ended.
         world: what the stable prompt describes.
+        reason: the event that led here; not compared, so it alone is no change.
     """
 
     phase: Phase
@@ -154,6 +155,7 @@ class State:
     prompt: str
     stable_prompt: str
     world: WorldState
+    reason: str = field(default='', compare=False)
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,7 @@ class StateCycle:
         self._shown_s: float | None = None
         self._commands: list[Command] = []
         self._published: State | None = None
+        self._reason = 'start'
 
     @property
     def phase(self) -> Phase:
@@ -294,7 +297,7 @@ class StateCycle:
     def state(self) -> State:
         """The state as it is published."""
         return State(self.phase, self.activity, self.turn_id, self.prompt,
-                     prompts.stable_prompt(self.world), self.world)
+                     prompts.stable_prompt(self.world), self.world, self._reason)
 
     @property
     def next_deadline_s(self) -> float | None:
@@ -318,6 +321,7 @@ class StateCycle:
             if rule.activity is self.activity and rule.event is occurrence.event and (
                     rule.guard is None or getattr(self, f'_if_{rule.guard}')(occurrence)):
                 self.activity = rule.target
+                self._reason = occurrence.event.value
                 for effect in rule.effects:
                     getattr(self, f'_do_{effect}')(occurrence)
                 self._arm()
@@ -471,7 +475,7 @@ class StateCycle:
         self._commands.append(StopSpeech(self.turn_id))
 
     def _do_warn_listening(self, _: Occurrence) -> None:
-        self._warn(f'no end of the user\'s speech for {self.options.listening_s:g} s; '
+        self._warn(f"no end of the user's speech for {self.options.listening_s:g} s; "
                    f'is perception alive?')
 
     def _do_warn_thinking(self, _: Occurrence) -> None:

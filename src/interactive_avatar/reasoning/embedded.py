@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -42,6 +41,7 @@ _WORLD_ACTIONS: Final = frozenset(('wear', 'remove', 'step_out', 'come_back'))
 _UNSEEN_ACTIONS: Final = frozenset(('talk', 'step_out', 'come_back'))
 _AGAIN: Final = re.compile(r'(?:please )?(?:(?:can|could) you )?(?:do (?:it|that|this) )?'
                            r'(?:again|once more|one more time|once again)(?: please)?')
+_TELLS_NAME: Final = re.compile(r"\b(?:my|the) name(?:'s| is)\b|\b(?:may|can|should) call me\b")
 _SPOKEN_DIRECTION: Final = {'left': 'to the left', 'right': 'to the right', 'up': 'up',
                             'down': 'down', 'user': 'at you'}
 
@@ -113,9 +113,10 @@ class EmbeddedReasoner:
         slots = self._slots(intent, text, memory)
         if intent != 'introduce_self' and 'introduce_self' in self.persona.intents:
             # `Hi there, I'm Ben` greets, and the name is worth more than the greeting.
-            name = find_name(text) if intent == 'greeting' else None
+            # A sentence that says `my name is` introduces, however rare the name.
+            name = find_name(text) if intent in ('greeting', OUT_OF_SCOPE) else None
             if name is not None and (guess.runner_up == 'introduce_self'
-                                     or 'name' in normalise(text).split()):
+                                     or _TELLS_NAME.search(normalise(text))):
                 return 'introduce_self', guess.confidence, {'name': name}
         return intent, guess.confidence, slots
 
@@ -183,7 +184,7 @@ class EmbeddedReasoner:
                 and _AGAIN.fullmatch(normalise(text)):
             action, action_slots = memory.last_action
             if action not in _WORLD_ACTIONS:
-                return make_turn(intent, confidence, 'neutral', '', self._world(memory), action,
+                return make_turn(intent, confidence, 'neutral', '', memory.resting_world(), action,
                                  action_slots, self.name, self.persona.intents)
         return self.respond(intent, confidence, slots, memory)
 
@@ -195,7 +196,7 @@ class EmbeddedReasoner:
                 memory: Memory) -> Turn:
         """The policy's answer to an intent that is already known."""
         policy = self.persona.intents[intent]
-        world = self._world(memory)
+        world = memory.resting_world()
         situation, action, asks = self._situation(policy, slots, memory, world)
         replies = policy.situations[situation] if situation else policy.replies
         speech = self._fill(self._pick(intent, situation, replies), slots, memory)
@@ -205,14 +206,6 @@ class EmbeddedReasoner:
 
     def close(self) -> None:
         """Nothing is held."""
-
-    def _world(self, memory: Memory) -> WorldState:
-        # A turn ends listening. A smile that came with friendly words fades with the next words,
-        # one that the user asked for stays.
-        world = replace(memory.world, listening=False)
-        if world.expression == 'smile' and not memory.smile_asked:
-            world = replace(world, expression='neutral')
-        return world
 
     def _situation(self, policy: IntentPolicy, slots: Mapping[str, str], memory: Memory,
                    world: WorldState) -> tuple[str, str | None, tuple[str, str] | None]:

@@ -37,7 +37,7 @@ COMMON_WORDS: Final = frozenset('please the a an to for me your you can could wo
                                 'of do my'.split())
 COMMON_WORD_WEIGHT: Final = 0.3
 # Said by people and recognisers in front of what is meant.
-_FILLERS = re.compile(r"^(?:(?:um+|uh+|er+m?|ah|hm+|so|well|okay so|now then|and|but)\s+)+")
+_FILLERS = re.compile(r'^(?:(?:um+|uh+(?! huh)|er+m?|ah|hm+|so|well|okay so|now then|but)\s+)+')
 _PROBE: Final = 'a probe sentence that tells one text encoder from another'
 _CACHE_VERSION: Final = 1
 
@@ -122,7 +122,8 @@ class IntentClassifier:
         confidence = float(probability[best])
         if intent != OUT_OF_SCOPE and (similarity < self.persona.accept_similarity
                                        or confidence < self.persona.accept_probability):
-            return Guess(OUT_OF_SCOPE, 1.0 - confidence, similarity, intent,
+            # How far it is from being accepted is how sure the refusal is.
+            return Guess(OUT_OF_SCOPE, max(0.5, 1.0 - confidence), similarity, intent,
                          self._examples[nearest])
         return Guess(intent, confidence, similarity, self.intents[second],
                      self._examples[nearest])

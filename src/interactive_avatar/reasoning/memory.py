@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from interactive_avatar.generator.prompts import WorldState
@@ -75,6 +75,17 @@ class Memory:
         """The last thing that the avatar was heard to say."""
         return next((line.text for line in reversed(self.lines) if line.speaker == 'avatar'),
                     None)
+
+    def resting_world(self) -> WorldState:
+        """The world in which the next turn begins.
+
+        A turn ends listening. A smile that came with friendly words fades with the next words,
+        one that the user asked for stays.
+        """
+        world = replace(self.world, listening=False)
+        if world.expression == 'smile' and not self.smile_asked:
+            world = replace(world, expression='neutral')
+        return world
 
     def begin(self, turn: Turn) -> None:
         """Take over what a turn changes, at the moment when it begins.

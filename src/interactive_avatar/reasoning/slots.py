@@ -47,8 +47,8 @@ _TITLES: Final = frozenset('mr mrs ms miss doctor dr professor prof sir lady cap
 # A name ends before these.
 _AFTER_NAME: Final = frozenset(
     'and but by the from nice pleased good who what how are is i it speaking here again so if '
-    'because with at in on to for please okay though or not robot glad happy my your you can could '
-    'would thanks thank'.split())
+    'because with at in on to for please okay though or not robot glad happy my your you can '
+    'could would thanks thank'.split())
 _NOT_NAMES: Final = _AFTER_NAME | frozenset(
     'a an fine ok well tired sad hungry back home sorry sure done ready late leaving going here '
     'afraid bored angry called named very really just still also new alone lost ill sick busy '
@@ -135,7 +135,7 @@ def _name_words(text: str) -> str | None:
         lower = plain.lower()
         if not plain or any(char.isdigit() for char in plain):
             break
-        if kept and lower in _AFTER_NAME or not kept and lower in _NOT_NAMES:
+        if (kept and lower in _AFTER_NAME) or (not kept and lower in _NOT_NAMES):
             break
         if kept and len(kept) >= 1 and not plain[0].isupper() \
                 and kept[-1].lower() not in _TITLES:

@@ -152,7 +152,7 @@ def make_turn(intent: str, confidence: float, emotion: str, speech: str, world: 
     if action == 'talk':
         acted['emotion'] = emotion
     try:
-        action_prompt = prompts.action_prompt(action, world, **acted)
+        action_prompt = prompts.action_prompt(action, world, 0, **acted)
         later = prompts.after(action, world, **acted)
     except ValueError as error:
         raise TurnError(str(error)) from error
@@ -171,7 +171,7 @@ def check_turn(turn: Turn, intents: Collection[str] = INTENTS) -> None:
     """
     if turn.intent not in intents:
         raise TurnError(f'intent {turn.intent!r} is unknown; use one of {", ".join(intents)}')
-    if not (isinstance(turn.confidence, float | int) and math.isfinite(turn.confidence)
+    if not (isinstance(turn.confidence, int | float) and math.isfinite(turn.confidence)
             and 0.0 <= turn.confidence <= 1.0):
         raise TurnError(f'confidence {turn.confidence!r} is not a number from 0 to 1')
     if turn.emotion not in EMOTIONS:

@@ -239,7 +239,7 @@ class PiperVoice:
     def _spawn(self) -> None:
         self._stop()
         self.starts += 1
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in _stop)
+        self._errors = tempfile.TemporaryFile()
         environment = dict(os.environ)
         # The worker must find this package even where it is not installed but on the path.
         source = str(Path(__file__).resolve().parents[2])

@@ -103,13 +103,13 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor,
 
 def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, seconds: float,
                       out: Path, options: AutoencoderOptions | None = None) -> None:
-    """Train in place for ``seconds``; leaves averaged weights and latent statistics in ``model``."""
+    """Train in place for ``seconds``; leaves averaged weights and latent statistics."""
     options = options or AutoencoderOptions()
     device = process.device
     process.share_weights(model)
     probe = Probe(model.encoder.out.out_channels, shard.probe_units.shape[-1], 4).to(device)
     process.share_weights(probe)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = [*model.parameters(), *probe.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=options.peak_rate, betas=(0.9, 0.99),
                                   weight_decay=1e-4, fused=device.type == 'cuda')

@@ -185,7 +185,7 @@ class Log:
 
 
 def save_parts(source: Path, folder: Path, part_bytes: int = 15 << 20) -> list[Path]:
-    """Split a file into ``name.part00`` …, each small enough to be carried; `join_parts` undoes."""
+    """Split a file into ``name.part00`` …, small enough to be carried; `join_parts` undoes."""
     data = source.read_bytes()
     parts = []
     for index, start in enumerate(range(0, len(data), part_bytes)):

@@ -41,19 +41,42 @@ class ShardOptions:
     first_seed: int = 0
     split: str = 'train'
     processes: int = 12
+    render_seconds: float = 150.0
 
 
 class Prompts:
-    """Text encoder states of the prompt table, baked beforehand (float16 [P, n, width])."""
+    """Text encoder states of the prompt table, baked beforehand by `bake_prompts`.
+
+    Attributes:
+        states: float16 [P, n, width]; mask: float32 [P, n], added to attention scores.
+    """
 
     def __init__(self, path: Path, tokens: int, device: torch.device) -> None:
         with np.load(path) as stored:
-            states, lengths = stored['states'], stored['lengths']
-            self.texts: list[str] = [str(text) for text in stored['texts']]
-        self.states = torch.from_numpy(states[:, :tokens]).to(device)
+            data = stored['states'][:, :tokens].astype(np.float16) * stored['scales'][:, :tokens]
+            lengths = stored['lengths']
+        self.states = torch.from_numpy(data).to(device)
         length = torch.from_numpy(lengths).to(device).clamp(max=tokens)
         empty = torch.arange(tokens, device=device)[None] >= length[:, None]
         self.mask = empty.float() * float(MASKED)
+
+
+def bake_prompts(path: Path, tokens: int) -> None:
+    """Encode the trained prompt table; states as int8 with a scale per token."""
+    from interactive_avatar.generator.prompts import prompt_table
+    from interactive_avatar.generator.text import TextEncoder
+
+    encoder = TextEncoder.load()
+    encoded = [encoder.encode(prompt.text)[:tokens] for prompt in prompt_table()]
+    width = encoded[0].shape[1]
+    states = np.zeros((len(encoded), tokens, width), np.float32)
+    for index, state in enumerate(encoded):
+        states[index, :len(state)] = state
+    scales = np.maximum(np.abs(states).max(-1, keepdims=True), 1e-6) / 127.0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, states=np.rint(states / scales).astype(np.int8),
+                        scales=scales.astype(np.float16),
+                        lengths=np.array([len(state) for state in encoded], np.int64))
 
 
 def compose_many(seeds: Sequence[int], speech: Path, people: Path, seconds: int, split: str,
@@ -131,12 +154,22 @@ class Shard:
         for index, p in enumerate(performances):
             frames, marks[index] = renderer.render(p.identity, p.units, p.head, p.glasses, p.hat)
             shard.frames[index].copy_(torch.from_numpy(frames))
+            if time.monotonic() - start > options.render_seconds:
+                break
         renderer.close()
         shard.marks = torch.from_numpy(marks).to(device)
+        shard.keep_first(index + 1)
         seconds = time.monotonic() - start
-        count = len(performances) * shard.length
+        count = (index + 1) * shard.length
         say(f'rendered {count} frames in {seconds:.1f} s: {count / seconds:.0f} frames/s')
         return shard
+
+    def keep_first(self, clips: int) -> None:
+        """Drop the clips that were not rendered in time."""
+        self.performances = self.performances[:clips]
+        for name in ('mouth', 'probe_units', 'mel', 'prompt_ids', 'in_view', 'frames', 'marks'):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[:clips])
 
     def _random(self, high: int, count: int) -> Tensor:
         return torch.randint(0, high, (count,), device=self.device, generator=self.random)
@@ -204,6 +237,7 @@ class Shard:
 
     def set_state(self, state: dict[str, Tensor]) -> None:
         """Undo `state`."""
+        self.keep_first(len(state['latents']))
         self.latents, self.references, self.marks = (
             state[name].to(self.device) for name in ('latents', 'references', 'marks'))
 

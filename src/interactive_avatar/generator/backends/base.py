@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend offers to the stream: the model's graphs and a cache that it may keep anywhere."""
+"""What a backend offers to the stream: the model's graphs, and a cache kept where it likes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,16 @@ class Cache(Protocol):
         """A copy of a slot's keys and values."""
         ...
 
-    def copy(self) -> Cache:
+    def copy(self) -> Any:
         """An independent copy."""
         ...
 
 
 class Backend(Protocol):
-    """Runs the graphs of one model. All arrays are numpy on the host."""
+    """Runs the graphs of one model. All arrays are numpy on the host.
+
+    A `cache` argument is always a cache of the same backend, from `new_cache`.
+    """
 
     name: str
     config: GeneratorConfig
@@ -67,16 +70,16 @@ class Backend(Protocol):
         ...
 
     def denoise(self, latent: NDArray[np.float32], level: float, audio: KeysValues,
-                text: TextCache, cache: Cache) -> NDArray[np.float32]:
+                text: TextCache, cache: Any) -> NDArray[np.float32]:
         """Velocity float32 [C, 16, 16] of a noisy latent at ``level`` in [0, 1]."""
         ...
 
     def commit(self, latent: NDArray[np.float32], level: float, audio: KeysValues,
-               text: TextCache, cache: Cache) -> KeysValues:
+               text: TextCache, cache: Any) -> KeysValues:
         """Keys and values of a finished latent, to be pushed to ``adjacent``."""
         ...
 
-    def compress(self, latents: NDArray[np.float32], cache: Cache) -> KeysValues:
+    def compress(self, latents: NDArray[np.float32], cache: Any) -> KeysValues:
         """Latents float32 [group, C, 16, 16] -> keys and values of one memory entry."""
         ...
 

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs training stages on any number of GPUs, through ``torchrun -m``.
+
+Every process renders its own shard, trains together with the others, and the first one writes
+weights, curves and sample sheets. A stage reads the weights that the one before left in
+``--state`` (a folder that outlives the call) or in ``--weights`` (parts brought along).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.networks import Generator
+from interactive_avatar.training.audio import train_audio
+from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
+from interactive_avatar.training.common import Process, join_parts, options_from, save_parts
+from interactive_avatar.training.data import Prompts, Shard, ShardOptions, compose_many
+from interactive_avatar.training.denoiser import DenoiserOptions, Trainee, train_denoiser
+
+WEIGHTS = 'generator.safetensors'
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog='avatar train', description=__doc__)
+    parser.add_argument('stage', choices=('autoencoder', 'denoiser'))
+    parser.add_argument('--seconds', type=float, required=True, help='wall time of the stage')
+    parser.add_argument('--audio-seconds', type=float, default=30.0,
+                        help='wall time of the audio warm-up before the autoencoder')
+    parser.add_argument('--assets', type=Path, default=Path('assets'),
+                        help='folder with people.npz, speech/speech.npz and prompts.npz')
+    parser.add_argument('--state', type=Path, default=Path('checkpoints/state'),
+                        help='folder kept between stages: weights, latents, optimiser')
+    parser.add_argument('--weights', type=Path, help='folder with parts of earlier weights')
+    parser.add_argument('--out', type=Path, default=Path('out/train'))
+    parser.add_argument('--clips', type=int, default=150, help='clips per process')
+    parser.add_argument('--clip-seconds', type=int, default=40)
+    parser.add_argument('--render-seconds', type=float, default=150.0,
+                        help='rendering ends after this long, with fewer clips')
+    parser.add_argument('--done', type=float, default=0.0,
+                        help='share of the schedule done by earlier calls')
+    parser.add_argument('--until', type=float, default=1.0,
+                        help='share of the schedule done after this call')
+    parser.add_argument('--config', type=Path, help="YAML with the stage's options")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a stage."""
+    args = arguments(argv)
+    process = Process.join()
+    torch.manual_seed(1234 + process.rank)
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        if process.leads:
+            print(f'[{time.monotonic() - start:6.1f} s] {text}', flush=True)
+
+    config = GeneratorConfig()
+    generator = Generator(config)
+    for folder in (args.state, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    if args.weights is not None:
+        generator.load(join_parts(args.weights, WEIGHTS))
+    elif (args.state / WEIGHTS).is_file():
+        generator.load(args.state / WEIGHTS)
+    generator.to(process.device)
+    shard = prepare_shard(args, config, generator, process, say)
+    if args.stage == 'autoencoder':
+        train_audio(generator.audio, shard, process, args.audio_seconds, args.out)
+        say('audio encoder trained')
+        options = options_from(args.config, AutoencoderOptions())
+        train_autoencoder(generator.autoencoder, shard, process, args.seconds, args.out, options)
+        say('autoencoder trained')
+        if process.leads:
+            reconstruction_sheet(generator, shard, args.out / 'autoencoder_sheet.png')
+    else:
+        train_denoiser_stage(args, config, generator, shard, process, say)
+    if process.leads:
+        generator.save(args.state / WEIGHTS, quantise=False)
+        save_parts(args.state / WEIGHTS, args.out)
+    if args.stage == 'autoencoder':
+        encode(generator, shard, process)
+        torch.save(shard.state(), args.state / f'latents{process.rank}.pt')
+        say('latents encoded and kept')
+    if process.world > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
+                  process: Process, say: object) -> Shard:
+    """This process's clips: rendered anew, or with the latents of an earlier call."""
+    people, speech = args.assets / 'people.npz', args.assets / 'speech' / 'speech.npz'
+    options = ShardOptions(clips=args.clips, seconds=args.clip_seconds,
+                           render_seconds=args.render_seconds,
+                           first_seed=1000 + process.rank * 100_000,
+                           processes=12 if process.device.type == 'cuda' else 1)
+    kept = args.state / f'latents{process.rank}.pt'
+    if args.stage == 'denoiser' and kept.is_file():
+        seeds = range(options.first_seed, options.first_seed + options.clips)
+        performances = compose_many(seeds, speech, people, options.seconds, options.split,
+                                    options.processes)
+        # Another random order for every continued call.
+        seed = options.first_seed + int(args.done * 1000)
+        shard = Shard(performances, process.device, config, seed)
+        shard.set_state(torch.load(kept, map_location=process.device))
+        return shard
+    shard = Shard.render(options, config, people, speech, process.device,
+                         device_index=process.rank if process.device.type == 'cuda' else 0,
+                         say=say)  # type: ignore[arg-type]
+    if args.stage == 'denoiser':
+        encode(generator, shard, process)
+        shard.drop_frames()
+        torch.save(shard.state(), kept)
+    return shard
+
+
+def encode(generator: Generator, shard: Shard, process: Process) -> None:
+    """Latents of the shard's frames with the trained autoencoder."""
+    generator.eval()
+
+    def run(frames: torch.Tensor) -> torch.Tensor:
+        true = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
+        with torch.autocast(process.device.type, torch.bfloat16,
+                            enabled=process.device.type == 'cuda'):
+            return generator.autoencoder.encode(true).float()
+
+    shard.encode(run)
+    generator.train()
+
+
+def train_denoiser_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
+                         shard: Shard, process: Process, say: object) -> None:
+    """The denoiser's stage, continued from kept optimiser state where there is some."""
+    prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens, process.device)
+    options = options_from(args.config, DenoiserOptions())
+    trainee = Trainee(generator.audio, generator.denoiser).to(process.device)
+    kept = args.state / 'denoiser.pt'
+    state = None
+    if args.done > 0 and kept.is_file():
+        state = torch.load(kept, map_location=process.device)
+    state = train_denoiser(trainee, shard, prompts, process, args.seconds, args.out, args.done,
+                           args.until, options, state)
+    if process.leads:
+        torch.save(state, kept)
+
+
+@torch.no_grad()
+def reconstruction_sheet(generator: Generator, shard: Shard, path: Path, count: int = 12) -> None:
+    """True frames above reconstructed ones, and mouth crops of both, as one PNG."""
+    from PIL import Image
+
+    generator.eval()
+    frames, marks, _ = shard.groups(count, 0.0)
+    true = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
+    made = generator.autoencoder.decode(generator.autoencoder.encode(true))
+    shown = ((made.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2)
+    a, b = frames[:, 1].cpu().numpy(), shown[:, 1].cpu().numpy()
+    mouths = marks[:, 1, 0].cpu().numpy()
+    half = a.shape[1] // 8
+
+    def crop(pictures: np.ndarray) -> np.ndarray:
+        parts = []
+        for picture, (x, y) in zip(pictures, mouths, strict=True):
+            cx, cy = (int(np.clip(v, half, a.shape[1] - half)) for v in (x, y))
+            part = picture[cy - half:cy + half, cx - half:cx + half]
+            parts.append(np.repeat(np.repeat(part, 4, 0), 4, 1))
+        return np.concatenate(parts, 1)
+
+    rows = [np.concatenate(list(a), 1), np.concatenate(list(b), 1), crop(a), crop(b)]
+    Image.fromarray(np.concatenate(rows, 0)).resize(
+        (rows[0].shape[1] // 2, len(rows) * a.shape[1] // 2)).save(path)
+    generator.train()
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

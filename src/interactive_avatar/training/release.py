@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a model directory from trained weights: graphs, manifest, named reference pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.export import export
+from interactive_avatar.generator.networks import Generator
+from interactive_avatar.media.picture import write_image
+from interactive_avatar.training.common import join_parts
+from interactive_avatar.training.pipeline import WEIGHTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``avatar export``."""
+    parser.add_argument('--weights', type=Path, required=True,
+                        help=f'folder with {WEIGHTS} or its parts, as a training stage writes')
+    parser.add_argument('--out', type=Path, default=Path('models/compact'))
+    parser.add_argument('--people', type=Path, default=Path('assets/people.npz'),
+                        help='baked people, for the reference pictures')
+    parser.add_argument('--identity', action='append', default=[], metavar='NAME=NUMBER',
+                        help='a named reference picture; may be given several times')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Export weights and draw the named identities."""
+    generator = Generator(GeneratorConfig())
+    generator.load(join_parts(args.weights, WEIGHTS))
+    export(generator, args.out)
+    if args.identity:
+        from interactive_avatar.training.render.renderer import Renderer
+        renderer = Renderer(args.people)
+        folder = args.out / 'identities'
+        folder.mkdir(exist_ok=True)
+        for item in args.identity:
+            name, _, number = item.partition('=')
+            if not number.isdigit():
+                raise ValueError(f'--identity {item!r} is not NAME=NUMBER')
+            write_image(folder / f'{name}.png', renderer.reference_view(int(number)))
+        renderer.close()
+    size_mb = (args.out / 'model.safetensors').stat().st_size / 1e6
+    print(f'{args.out}: {size_mb:.1f} MB of weights, '
+          f'{len(list(args.out.glob("*.onnx")))} graphs')
+    return 0

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from interactive_avatar.media.clock import CHUNK_SAMPLES
+from interactive_avatar.reasoning.cycle import Activity, Phase, State
+from interactive_avatar.reasoning.embedded import EmbeddedReasoner
+from interactive_avatar.reasoning.memory import Memory
+from interactive_avatar.reasoning.module import (
+    Callbacks,
+    Intent,
+    ModuleOptions,
+    ReasoningModule,
+    SpokenChunk,
+)
+from interactive_avatar.reasoning.turn import Turn
+from interactive_avatar.reasoning.voice import VoiceError
+
+from .conftest import Clock
+
+
+class Voice:
+    """Half a second of tone per clause; waits or fails when told to."""
+
+    name = 'tone'
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.error = ''
+
+    def synthesise(self, text: str) -> Iterator[NDArray[np.int16]]:
+        self.go.wait(5.0)
+        if self.error:
+            raise VoiceError(self.error)
+        yield np.full(8000, 1000, np.int16)
+
+    def close(self) -> None:
+        self.go.set()
+
+
+class Bench:
+    """A module with a clock that the test moves, and what it told."""
+
+    def __init__(self, reasoner: EmbeddedReasoner, clock: Clock) -> None:
+        self.clock = clock
+        self.voice = Voice()
+        self.states: list[State] = []
+        self.intents: list[Intent] = []
+        self.warnings: list[str] = []
+        self.module = ReasoningModule(
+            reasoner, self.voice,
+            Callbacks(self.states.append, self.intents.append, self.warnings.append),
+            ModuleOptions(playout_s=0.32), clock)
+        self.module.start()
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 3.0
+        while not condition():
+            assert time.monotonic() < deadline, 'nothing happened'
+            time.sleep(0.002)
+
+    def spoken(self, turn_id: int) -> None:
+        """Wait until the voice has made the whole turn."""
+        def made() -> bool:
+            speech = self.module._speech
+            return speech is not None and speech.turn_id == turn_id and speech.complete
+        self.wait(made)
+
+    def pull(self, count: int) -> list[SpokenChunk]:
+        chunks = []
+        for _ in range(count):
+            chunk = self.module.pull()
+            if chunk is not None:
+                chunks.append(chunk)
+            self.clock.now_s += 0.16
+        return chunks
+
+
+@pytest.fixture
+def bench(reasoner: EmbeddedReasoner, clock: Clock) -> Iterator[Bench]:
+    bench = Bench(reasoner, clock)
+    yield bench
+    bench.module.close()
+    bench.module.close()
+
+
+def test_a_question_is_answered_and_the_avatar_comes_to_rest(bench: Bench) -> None:
+    bench.module.on_speech_started()
+    bench.module.on_speech_ended()
+    bench.module.on_words('Put on your hat.')
+    bench.spoken(1)
+    chunks = bench.pull(40)
+    assert [chunk.sequence for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk.last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert all(chunk.samples.shape == (CHUNK_SAMPLES,) and chunk.turn_id == 1
+               for chunk in chunks)
+    assert bench.intents[0].turn.action == 'wear'
+    assert bench.intents[0].utterance == 'Put on your hat.'
+    path = [state.activity for state in bench.states]
+    assert path[:4] == [Activity.IDLE, Activity.LISTENING, Activity.THINKING, Activity.SPEAKING]
+    assert path[-1] is Activity.IDLE
+    assert bench.states[-1].prompt == bench.states[-1].stable_prompt
+    assert bench.states[-1].world.hat
+    assert [line.speaker for line in bench.module.memory.lines] == ['user', 'avatar']
+    assert bench.warnings == []
+
+
+def test_the_user_breaks_in(bench: Bench) -> None:
+    bench.module.on_text('put on your hat')
+    bench.spoken(1)
+    assert len(bench.pull(5)) == 5
+    bench.module.on_speech_started()
+    assert bench.states[-1].activity is Activity.LISTENING
+    assert bench.states[-1].phase is Phase.STABLE
+    assert bench.pull(5) == []
+    last = bench.module.memory.lines[-1]
+    said = bench.intents[0].turn.speech
+    assert not last.complete and 0 < len(last.text) < len(said) and said.startswith(last.text)
+    assert bench.module.figures()['interruptions'] == 1
+    assert bench.module.memory.world.hat
+
+
+def test_an_unspoken_gesture_ends(bench: Bench) -> None:
+    bench.module.on_text('please nod')
+    bench.wait(lambda: bench.intents)
+    assert bench.states[-1].activity is Activity.GESTURING
+    assert bench.pull(20) == []
+    assert bench.states[-1].activity is Activity.IDLE
+
+
+def test_what_is_not_said_yet_is_not_awaited(bench: Bench) -> None:
+    bench.voice.go.clear()
+    bench.module.on_text('hello there')
+    bench.wait(lambda: bench.intents)
+    assert bench.pull(3) == []
+    assert bench.states[-1].activity is Activity.SPEAKING
+    bench.voice.go.set()
+    bench.spoken(1)
+    assert bench.pull(1)[0].sequence == 0
+
+
+def test_without_a_voice_the_answer_is_shown(bench: Bench) -> None:
+    bench.voice.error = 'hoarse'
+    bench.module.on_text('hello there')
+    bench.wait(lambda: bench.warnings)
+    assert 'hoarse' in bench.warnings[0]
+    assert bench.states[-1].activity is Activity.GESTURING
+    bench.pull(20)
+    assert bench.states[-1].activity is Activity.IDLE
+    assert bench.module.memory.last_said
+
+
+def test_a_reasoner_that_fails_leaves_the_avatar_alive(
+        bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Turn:
+        raise ValueError('out of ideas')
+    reasoner = bench.module._reasoner
+    monkeypatch.setattr(reasoner, 'reason', fail)
+    bench.module.on_text('hello there')
+    bench.wait(lambda: bench.warnings)
+    assert 'out of ideas' in bench.warnings[0]
+    assert bench.states[-1].activity is Activity.IDLE
+    monkeypatch.undo()
+    bench.module.on_text('hello there')
+    bench.wait(lambda: bench.intents)
+
+
+def test_only_the_newest_question_is_answered(
+        bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+    proceed = threading.Event()
+    real = bench.module._reasoner.reason
+
+    def slow(text: str, memory: Memory, cancelled: Callable[[], bool]) -> Turn:
+        asked.set()
+        proceed.wait(3.0)
+        return real(text, memory, cancelled)
+
+    monkeypatch.setattr(bench.module._reasoner, 'reason', slow)
+    bench.module.on_text('hello there')
+    assert asked.wait(3.0)
+    for _ in range(50):
+        bench.module.on_text('goodbye now')
+    proceed.set()
+    bench.spoken(1)
+    assert [intent.turn.intent for intent in bench.intents] == ['farewell']
+
+
+def test_nothing_typed_is_nothing(bench: Bench) -> None:
+    for text in ('', ' \t', '...', '\x00', '\U0001f600'):
+        bench.module.on_text(text)
+    assert len(bench.states) == 1
+
+
+def test_no_words_end_the_waiting(bench: Bench) -> None:
+    bench.module.on_speech_started()
+    bench.module.on_speech_ended()
+    bench.module.on_words('')
+    assert bench.states[-1].activity is Activity.IDLE
+
+
+def test_who_comes_is_greeted_once(bench: Bench) -> None:
+    bench.module.on_presence(True)
+    bench.module.on_presence(True)
+    bench.spoken(1)
+    bench.pull(30)
+    assert [intent.turn.intent for intent in bench.intents] == ['greeting']
+    bench.module.on_presence(False)
+    bench.spoken(2)
+    bench.pull(30)
+    bench.module.on_presence(True)
+    bench.pull(5)
+    assert [intent.turn.intent for intent in bench.intents] == ['greeting', 'farewell']
+
+
+def test_unknown_options_are_named() -> None:
+    with pytest.raises(ValueError, match='oracle'):
+        ReasoningModule.open(ModuleOptions(reasoner='oracle'))

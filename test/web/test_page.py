@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in headless Chromium: pictures in step with sound, microphone, captions, faults."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from interactive_avatar.media import encode_jpeg, level_dbfs, to_int16
+from interactive_avatar.web import AvatarPage
+
+webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed: '
+                                                             'pip install selenium')
+CHROMIUM = next((found for name in ('chromium', 'chromium-browser', 'google-chrome')
+                 if (found := shutil.which(name))), None)
+CHROMEDRIVER = shutil.which('chromedriver')
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None or CHROMEDRIVER is None,
+                       reason='Chromium or chromedriver is missing: '
+                              'apt install chromium chromium-driver'),
+]
+
+WHITE = encode_jpeg(np.full((64, 64, 3), 255, np.uint8))
+BLACK = encode_jpeg(np.zeros((64, 64, 3), np.uint8))
+TONE = to_int16(0.5 * np.sin(2 * np.pi * 500 * np.arange(2560) / 16_000))
+SILENCE = np.zeros(2560, np.int16)
+# Watches canvas and loudspeaker at once and notes when each comes on.
+WATCH = """
+const done = arguments[arguments.length - 1];
+const {player} = window.avatar;
+const meter = new AnalyserNode(player.context, {fftSize: 256});
+player.node.connect(meter);
+const canvas = player.canvas.getContext('2d');
+const level = new Float32Array(256);
+const seen = {picture: [], sound: []};
+let bright = true, loud = true;
+const until = performance.now() + 5000;
+const timer = setInterval(() => {
+  const now = performance.now();
+  const isBright = canvas.getImageData(5, 5, 1, 1).data[0] > 128;
+  if (isBright && !bright) seen.picture.push(now);
+  bright = isBright;
+  meter.getFloatTimeDomainData(level);
+  const isLoud = Math.max(...level) > 0.1;
+  // The meter is ahead of the ear by what the output still holds.
+  if (isLoud && !loud) seen.sound.push(now + 1000 * (player.context.outputLatency || 0));
+  loud = isLoud;
+  if (now > until) {
+    clearInterval(timer);
+    player.node.disconnect(meter);
+    done(seen);
+  }
+}, 4);
+"""
+
+
+@contextmanager
+def browser(*extra: str) -> Iterator[Any]:
+    """Headless Chromium with a fake microphone that beeps."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic',
+                 '--no-first-run', '--disable-background-networking',
+                 '--disable-component-update', '--disable-sync', '--window-size=1280,800',
+                 '--disable-dev-shm-usage', '--use-fake-device-for-media-stream', *extra):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options,
+                              service=webdriver.ChromeService(executable_path=CHROMEDRIVER))
+    driver.set_script_timeout(20)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+class Source:
+    """Feeds a page in real time: one white chunk with a tone among four black silent ones."""
+
+    def __init__(self, page: AvatarPage) -> None:
+        self._page = page
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Source:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        start_s, t0_ns, index = time.monotonic(), time.time_ns(), 0
+        while not self._stop.is_set():
+            on = index % 5 == 0
+            self._page.publish_chunk(t0_ns + index * 160_000_000, [WHITE if on else BLACK] * 4,
+                                     TONE if on else SILENCE)
+            index += 1
+            self._stop.wait(max(0.0, start_s + index * 0.16 - time.monotonic()))
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Wait for something true and return it."""
+    end_s = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end_s, 'timed out'
+        time.sleep(0.05)
+    return value
+
+
+def test_a_visit_to_the_page() -> None:
+    heard: list[NDArray[np.int16]] = []
+    typed: list[str] = []
+    page = AvatarPage(0, lambda samples, _: heard.append(samples), typed.append)
+    with page, browser('--use-fake-ui-for-media-stream') as driver, Source(page):
+        def shown(name: str) -> str:
+            return str(driver.find_element('id', name).text)
+
+        def stats() -> dict[str, Any]:
+            return dict(driver.execute_script('return window.avatar.player.stats'))
+
+        driver.get(page.url)
+        # Pictures come at once; sound waits for a click, as browsers demand.
+        wait_for(lambda: stats()['shown'] > 10)
+        assert stats()['clock'] == 'machine'
+        assert shown('link') == 'connected'
+        assert shown('sound-text') == 'Click for sound'
+
+        driver.find_element('id', 'microphone').click()
+        wait_for(lambda: len(heard) > 50)
+        wait_for(lambda: stats()['clock'] == 'sound')
+        sound = np.concatenate(list(heard))
+        assert all(block.size == 640 for block in heard)
+        # Chromium's fake microphone beeps.
+        assert level_dbfs(sound) > -50
+
+        seen = driver.execute_async_script(WATCH)
+        assert len(seen['picture']) >= 4
+        offsets = [min(seen['sound'], key=lambda at, flash=flash: abs(at - flash)) - flash
+                   for flash in seen['picture']]
+        print(f'picture to sound, ms: {[round(offset) for offset in offsets]}')
+        # A picture lasts 40 ms, a display's refresh 17 ms, the meter's window 16 ms.
+        assert abs(float(np.median(offsets))) < 60, offsets
+
+        page.publish_state({'phase': 'ACTION', 'activity': 'SPEAKING', 'prompt': 'a prompt'})
+        page.publish_intent({'intent': 'wear', 'confidence': 0.9, 'slots': {'object': 'hat'}})
+        page.publish_caption('user', 'put on', final=False)
+        page.publish_caption('user', 'put on your <b>hat</b>')
+        page.publish_caption('avatar', 'gladly')
+        wait_for(lambda: shown('subtitle') == 'gladly')
+        assert shown('activity') == 'Speaking'
+        assert shown('intent') == 'wear: hat'
+        assert shown('prompt') == 'a prompt'
+        assert [line.text for line in driver.find_elements('css selector', '#captions li')] == [
+            'put on your <b>hat</b>', 'gladly']
+
+        driver.find_element('id', 'text').send_keys('hello\n')
+        wait_for(lambda: typed == ['hello'])
+
+        driver.find_element('id', 'microphone').click()
+        time.sleep(0.3)
+        count = len(heard)
+        time.sleep(0.3)
+        assert len(heard) == count
+
+        # The server goes away: the page says so, and finds it again by itself.
+        port = page.port
+        page.close()
+        assert page.dropped == 0
+        wait_for(lambda: shown('link') == 'connection lost')
+        again = AvatarPage(port)
+        with again, Source(again):
+            wait_for(lambda: shown('link') == 'connected')
+            before = stats()['shown']
+            wait_for(lambda: stats()['shown'] > before + 10)
+
+
+def test_a_microphone_that_is_denied_is_explained(tmp_path: Path) -> None:
+    with AvatarPage(0) as page, browser('--deny-permission-prompts') as driver:
+        driver.get(page.url)
+        driver.find_element('id', 'microphone').click()
+        notice = wait_for(lambda: driver.find_element('id', 'notice').text)
+        assert 'allow the microphone' in notice
+        button = driver.find_element('id', 'microphone')
+        assert button.get_attribute('aria-pressed') == 'false'
+        # Without pictures the page says what it waits for.
+        assert driver.find_element('id', 'veil').is_displayed()
