@@ -61,26 +61,18 @@ def reference_of(text: str) -> NDArray[np.uint8] | str:
     return read_image(Path(text)) if Path(text).is_file() else text
 
 
-def open_stream(model: str, backend: str, reference: str, seed: int = 0) -> Any:
-    """Open an `AvatarStream`; an empty reference takes the model's first identity.
-
-    Returns:
-        (the stream, the prompt it was opened with).
-    """
+def open_stream(args: argparse.Namespace) -> Any:
+    """Open an `AvatarStream` as the command line says; without a reference, the first identity."""
     from interactive_avatar.generator import AvatarStream
     from interactive_avatar.generator.prompts import WorldState, stable_prompt
 
-    prompt = stable_prompt(WorldState())
-    folder = resource(model)
-    if not reference:
-        names = sorted(path.stem for path in (folder / 'identities').glob('*.png'))
-        if not names:
-            raise FileNotFoundError(f'{folder} has no identities: name a picture of a face with '
-                                    f'--reference')
-        reference = names[0]
-    stream = AvatarStream.open(model=str(folder), backend=backend,
-                               reference=reference_of(reference), prompt=prompt, seed=seed)
-    return stream, prompt
+    options: dict[str, Any] = {'model': str(resource(args.model)), 'backend': args.backend,
+                               'prompt': stable_prompt(WorldState()), 'seed': args.seed,
+                               'reference': reference_of(args.reference)
+                               if args.reference else None}
+    if args.backend == 'onnx':
+        options |= {'threads': args.threads, 'int8': not args.float32}
+    return AvatarStream.open(**options)
 
 
 def _prompts() -> list[str]:
@@ -122,6 +114,8 @@ def run_stream(stream: Any, chunks: int, paced: bool = False,
         chunk = stream.step(samples)
         step_ms[index] = 1000.0 * (time.perf_counter() - begin)
         for name, seconds in chunk.seconds.items():
+            if name == 'total':
+                continue  # Measured here from outside, with what lies between the stages.
             stages.setdefault(name, np.zeros(chunks))[index] = 1000.0 * seconds
         memory[index] = rss_mib()
         if each:
@@ -148,7 +142,7 @@ def bench_generator(args: argparse.Namespace) -> dict[str, Any]:
     """Time per chunk and per stage, real-time factor, first frame, memory."""
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
     begin = time.perf_counter()
-    stream, _ = open_stream(args.model, args.backend, args.reference, args.seed)
+    stream = open_stream(args)
     opened = time.perf_counter()
     lookahead = int(stream.lookahead_chunks)
     for _ in range(lookahead + 1):
@@ -158,6 +152,7 @@ def bench_generator(args: argparse.Namespace) -> dict[str, Any]:
     step = run['step_ms']
     result: dict[str, Any] = {
         'benchmark': 'generator', 'model': args.model, 'backend': args.backend,
+        'threads': args.threads, 'float32': args.float32,
         'chunks': args.chunks, 'paced': args.paced, 'load_before': load,
         'open_s': opened - begin, 'first_frame_s': first - begin,
         'real_time_factor': metrics.real_time_factor(step.sum(), CHUNK_MS * args.chunks),
@@ -184,7 +179,7 @@ def bench_generator(args: argparse.Namespace) -> dict[str, Any]:
 def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
     """Resident memory of minute 1 against the last minute of a stream."""
     chunks = max(2, round(args.minutes * CHUNKS_PER_MINUTE))
-    stream, _ = open_stream(args.model, args.backend, args.reference, args.seed)
+    stream = open_stream(args)
     run = run_stream(stream, chunks, args.paced, _progress(chunks, 'memory'))
     minute = min(CHUNKS_PER_MINUTE, chunks // 2)
     # The end of the first minute: by then every cache has filled once.
@@ -266,6 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.add_argument('--backend', default='onnx', choices=('onnx', 'tensorrt', 'torch'))
     model.add_argument('--reference', default='', help='identity or picture (default: the first)')
     model.add_argument('--seed', type=int, default=0)
+    model.add_argument('--threads', type=int, default=2, help='of the onnx backend')
+    model.add_argument('--float32', action='store_true',
+                       help="the onnx backend's plain graph instead of the 8-bit one")
     model.add_argument('--paced', action='store_true',
                        help='a chunk every 160 ms as in life, instead of as fast as it goes')
 

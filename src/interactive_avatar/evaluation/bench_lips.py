@@ -316,9 +316,9 @@ def run(options: Options) -> dict[str, Any]:
     }
     if distances:
         drawn, true = np.array(distances).T
-        result['identity_distance'] = {'generated': float(np.nanmean(drawn)),
-                                       'true_pictures': float(np.nanmean(true))
-                                       if np.isfinite(true).any() else float('nan')}
+        result['identity_distance'] = {
+            name: float(values[np.isfinite(values)].mean()) if np.isfinite(values).any()
+            else float('nan') for name, values in (('generated', drawn), ('true_pictures', true))}
     _print(result)
     result['plot'] = {'tracks': [
         {'generated': gap, 'true pictures': true, 'true': item.mouth_open[:item.frames]}

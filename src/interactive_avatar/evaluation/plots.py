@@ -85,7 +85,7 @@ def _lips(result: dict[str, Any], data: dict[str, Any]) -> Any:
         seconds = np.arange(len(track['true'])) / 25
         for name, values in track.items():
             series = np.asarray(values, float)
-            spread = np.nanstd(series)
+            spread = np.nanstd(series) if np.isfinite(series).any() else 0.0
             if spread > 0:
                 row.plot(seconds, (series - np.nanmean(series)) / spread, linewidth=0.8,
                          label=name)
