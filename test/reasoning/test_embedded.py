@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
 from datetime import datetime
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_whatever_is_said_gives_a_turn(shipped: EmbeddedReasoner, text: str) -> 
 def test_replies_vary(reasoner: EmbeddedReasoner) -> None:
     spoken = [reasoner.reason('hello there', Memory()).speech for _ in range(6)]
     assert len(set(spoken)) == 2
-    assert all(one != other for one, other in zip(spoken, spoken[1:]))
+    assert all(one != other for one, other in itertools.pairwise(spoken))
 
 
 def test_reasoning_changes_nothing_until_the_turn_begins(reasoner: EmbeddedReasoner) -> None:

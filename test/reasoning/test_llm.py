@@ -34,6 +34,9 @@ class Server(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.stop = threading.Event()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up on a server that drips are what is tested."""
+
     @property
     def url(self) -> str:
         return f'http://127.0.0.1:{self.server_address[1]}/v1'

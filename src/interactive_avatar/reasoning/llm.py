@@ -286,13 +286,16 @@ class LlmReasoner:
             headers['Authorization'] = f'Bearer {key}'
         pieces: list[str] = []
         length = 0
-        # A server that drips bytes never runs into the socket's time-out: the line is cut.
-        watchdog = threading.Timer(max(0.0, deadline_s - self._clock()), _cut, (connection,))
-        watchdog.daemon = True
-        watchdog.start()
+        watchdog: threading.Timer | None = None
         try:
             connection.connect()
-            _limit(connection, deadline_s - self._clock())
+            # Kept here, since http.client forgets it when a response has no length.
+            wire = connection.sock
+            # A server that drips bytes never runs into the socket's time-out: the line is cut.
+            watchdog = threading.Timer(max(0.0, deadline_s - self._clock()), _cut, (wire,))
+            watchdog.daemon = True
+            watchdog.start()
+            _limit(wire, deadline_s - self._clock())
             connection.request('POST', f'{parts.path.rstrip("/")}/chat/completions',
                                json.dumps(request).encode(), headers)
             response = connection.getresponse()
@@ -302,7 +305,7 @@ class LlmReasoner:
                 detail = response.read(300).decode(errors='replace')
                 raise LlmError(f'the server answered {response.status} {response.reason}: '
                                f'{_without(detail, key)}')
-            for piece in self._pieces(connection, response, deadline_s, cancelled):
+            for piece in self._pieces(wire, response, deadline_s, cancelled):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_ANSWER_CHARS:
@@ -320,7 +323,8 @@ class LlmReasoner:
             raise LlmError(f'the exchange with {parts.hostname} failed: '
                            f'{_without(str(error), key)}') from error
         finally:
-            watchdog.cancel()
+            if watchdog is not None:
+                watchdog.cancel()
             connection.close()
         return ''.join(pieces)
 
@@ -328,7 +332,7 @@ class LlmReasoner:
         return (f'no answer within {self.options.timeout_s:g} s; raise the time-out or use a '
                 f'smaller model')
 
-    def _pieces(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse,
+    def _pieces(self, wire: socket.socket, response: http.client.HTTPResponse,
                 deadline_s: float, cancelled: Callable[[], bool]) -> Iterator[str]:
         if 'text/event-stream' not in (response.getheader('Content-Type') or ''):
             # A server that does not stream sends one object.
@@ -338,7 +342,7 @@ class LlmReasoner:
         while True:
             if cancelled():
                 raise LlmError('the answer is no longer wanted')
-            _limit(connection, deadline_s - self._clock())
+            _limit(wire, deadline_s - self._clock())
             line = response.readline(MAX_LINE_BYTES)
             if not line:
                 raise LlmError('the stream broke off before its end')
@@ -355,17 +359,15 @@ class _NoSchema(Exception):
     """The server refuses the JSON schema."""
 
 
-def _limit(connection: http.client.HTTPConnection, seconds: float) -> None:
+def _limit(wire: socket.socket, seconds: float) -> None:
     if seconds <= 0:
         raise TimeoutError
-    if connection.sock is not None:
-        connection.sock.settimeout(seconds)
+    wire.settimeout(seconds)
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
+def _cut(wire: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        if connection.sock is not None:
-            connection.sock.shutdown(socket.SHUT_RDWR)
+        wire.shutdown(socket.SHUT_RDWR)
 
 
 def _content(message: Any, key: str) -> str:
