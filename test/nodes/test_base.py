@@ -135,6 +135,8 @@ def test_a_bad_message_is_reported_and_the_next_one_is_served(context: Any) -> N
     assert spin(context, [node, friend],
                 lambda: (node.state_label == 'active' and talk.get_subscription_count()
                          and node.out.get_subscription_count()))
+    # A publisher knows its subscription a little before the subscription knows the publisher.
+    spin(context, [node, friend], lambda: False, 0.2)
     talk.publish(String(data='bad'))
     talk.publish(String(data='good'))
     assert spin(context, [node, friend], lambda: heard == ['good'])
@@ -155,4 +157,6 @@ def test_qos_can_be_overridden(context: Any) -> None:
     node = EchoNode(context=context, parameters={'qos_overrides./out.publisher.depth': 3})
     assert node.trigger_configure() == SUCCESS
     assert node.out.qos_profile.depth == 3
+    # Other topics with the same named profile keep it as it is.
+    assert qos.EVENT.depth == 16
     assert 'unknown' not in node.diagnostics.status().message

@@ -83,6 +83,8 @@ class Rig:
             name: len(messages) for name, messages in self.got.items()}
         assert self.spin_until(lambda: self.speech.get_subscription_count()
                                and self.state.get_subscription_count())
+        # A publisher knows its subscription a little before the subscription knows the publisher.
+        self.spin_until(lambda: False, 0.2)
 
     def close(self) -> None:
         self.node.close()

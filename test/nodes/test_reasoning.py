@@ -79,6 +79,8 @@ def rig(context: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         publisher.get_subscription_count() for publisher in vars(out).values()) and all(
         publisher.get_subscription_count()
         for publisher in (node._state, node._intent, node._speech)))
+    # A publisher knows its subscription a little before the subscription knows the publisher.
+    spin_until(lambda: False, 0.2)
     yield SimpleNamespace(node=node, module=module, got=got, out=out, spin_until=spin_until)
     node.close()
     executor.shutdown()

@@ -132,6 +132,8 @@ def test_what_the_avatar_does_reaches_the_page(rig: Rig) -> None:
     page = Page(rig.node._page.port)
     assert rig.spin_until(lambda: all(publisher.get_subscription_count() for publisher in (
         state, intent, heard, sound, pictures)))
+    # A publisher knows its subscription a little before the subscription knows the publisher.
+    rig.spin_until(lambda: False, 0.2)
     state.publish(AvatarState(phase=AvatarState.ACTION, activity=AvatarState.GESTURING))
     intent.publish(AvatarIntent(turn_id=1, intent='nod', speech='Of course.', confidence=0.9))
     heard.publish(UserPerception(event=UserPerception.FINAL, text='please nod'))

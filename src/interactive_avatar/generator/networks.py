@@ -46,16 +46,19 @@ class Generator(nn.Module):
         self.audio = AudioEncoder(config.audio)
         self.denoiser = Denoiser(config)
 
-    def save(self, path: Path, quantise: bool = True) -> None:
+    def save(self, path: Path, quantise: bool = True, prefixes: tuple[str, ...] = ('',)) -> None:
         """Write weights as safetensors with the config in the metadata.
 
         Args:
             path: the file.
             quantise: large matrices and kernels as int8 with a scale per output row (the
                 released form, a quarter of float32); otherwise everything is float16.
+            prefixes: only weights whose names start with one of these.
         """
         state: dict[str, torch.Tensor] = {}
         for name, value in self.state_dict().items():
+            if not name.startswith(prefixes):
+                continue
             value = value.detach().cpu()
             if quantise and value.dim() >= 2 and value.numel() >= QUANTISED_MIN_VALUES \
                     and name.endswith('.weight'):
@@ -65,8 +68,11 @@ class Generator(nn.Module):
                 state[name] = value.to(torch.float16).contiguous()
         save_file(state, str(path), {'config': self.config.to_json()})
 
-    def load(self, path: Path) -> None:
-        """Read weights written by `save`.
+    def load(self, path: Path, partial: bool = False) -> frozenset[str]:
+        """Read weights written by `save`; ``partial`` leaves those that the file lacks alone.
+
+        Returns:
+            names of the weights that the file lacks.
 
         Raises:
             ModelError: names missing, unexpected and wrongly shaped keys.
@@ -76,7 +82,7 @@ class Generator(nn.Module):
             matrix = name.removesuffix(SCALE_SUFFIX)
             state[matrix] = state[matrix].float() * state.pop(name)
         own = self.state_dict()
-        missing = sorted(set(own) - set(state))
+        missing = [] if partial else sorted(set(own) - set(state))
         unexpected = sorted(set(state) - set(own))
         shapes = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
                   for name in own if name in state and state[name].shape != own[name].shape]
@@ -84,4 +90,6 @@ class Generator(nn.Module):
             raise ModelError(f'{str(path)!r} does not fit the config: missing {missing[:5]}, '
                              f'unexpected {unexpected[:5]}, shapes {shapes[:5]}; use the config '
                              f'that the weights were saved with')
-        self.load_state_dict({name: value.float() for name, value in state.items()})
+        self.load_state_dict({name: value.float() for name, value in state.items()},
+                             strict=not partial)
+        return frozenset(own) - frozenset(state)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import sys
@@ -98,8 +99,9 @@ class AvatarNode(LifecycleNode):
 
     def publish_to(self, kind: type, topic: str, profile: QoSProfile) -> Publisher:
         """Make a publisher that is destroyed at cleanup."""
+        # rclpy writes overrides into the profile that it is given, so this topic gets its own.
         publisher = self.create_publisher(
-            kind, topic, profile, qos_overriding_options=qos.overridable())
+            kind, topic, copy.copy(profile), qos_overriding_options=qos.overridable())
         self._owned.append((self.destroy_publisher, publisher))
         return publisher
 

@@ -52,6 +52,7 @@ class DenoiserOptions:
     audio_drop: float = 0.05
     mouth_head_weight: float = 0.1
     average_decay: float = 0.9985
+    settle_share: float = 0.15
 
 
 class Trainee(nn.Module):
@@ -82,13 +83,16 @@ def mix(clean: Tensor, level: Tensor, noise: Tensor) -> Tensor:
 def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Process,
                    seconds: float, out: Path, done: float = 0.0, until: float = 1.0,
                    options: DenoiserOptions | None = None,
-                   state: dict[str, object] | None = None) -> dict[str, object]:
+                   state: dict[str, object] | None = None,
+                   fresh: frozenset[str] = frozenset()) -> dict[str, object]:
     """Train in place; leaves averaged weights in ``model``.
 
     Args:
         model: audio encoder and denoiser on the process's device.
         done, until: share of the whole schedule before and after this call.
         state: what an earlier call returned (optimiser and raw weights), to go on with.
+        fresh: names of parameters that start anew beside loaded ones, which then learn slowly
+            at first, so that they are not spoilt before the new ones have settled.
 
     Returns:
         the state to go on with.
@@ -96,12 +100,14 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
     options = options or DenoiserOptions()
     device, cuda = process.device, process.device.type == 'cuda'
     process.share_weights(model)
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    plain = [p for p in model.parameters() if p.dim() < 2]
-    parameters = decayed + plain
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((parameter.dim() >= 2, bool(fresh) and name not in fresh),
+                          []).append(parameter)
+    parameters = [p for members in groups.values() for p in members]
     optimiser = torch.optim.AdamW(
-        [{'params': decayed, 'weight_decay': options.weight_decay},
-         {'params': plain, 'weight_decay': 0.0}],
+        [{'params': members, 'weight_decay': options.weight_decay if matrix else 0.0,
+          'settles': loaded} for (matrix, loaded), members in groups.items()],
         lr=options.peak_rate, betas=(0.9, 0.98), fused=cuda)
     average = Average(model, options.average_decay)
     if state is not None:
@@ -122,7 +128,9 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
     step = 0
     while (progress := budget.progress()) < until:
         for group in optimiser.param_groups:
-            group['lr'] = learning_rate(progress, options.peak_rate)
+            share = min(1.0, 0.02 + (progress - done) / options.settle_share)
+            group['lr'] = learning_rate(progress, options.peak_rate) * (
+                share if group['settles'] else 1.0)
         batch = draw_windows(shard, options.batch, options.targets,
                              mouth_weight=options.mouth_weight, eye_weight=options.eye_weight)
         shape = (batch.latents.shape[0], options.targets)

@@ -64,10 +64,11 @@ def main(argv: list[str] | None = None) -> int:
 
     config = GeneratorConfig()
     generator = Generator(config)
+    fresh: frozenset[str] = frozenset()
     for folder in (args.state, args.out):
         folder.mkdir(parents=True, exist_ok=True)
     if args.weights is not None:
-        generator.load(join_parts(args.weights, WEIGHTS))
+        fresh = generator.load(join_parts(args.weights, WEIGHTS), partial=True)
     elif (args.state / WEIGHTS).is_file():
         generator.load(args.state / WEIGHTS)
     generator.to(process.device)
@@ -81,10 +82,15 @@ def main(argv: list[str] | None = None) -> int:
         if process.leads:
             reconstruction_sheet(generator, shard, args.out / 'autoencoder_sheet.png')
     else:
-        train_denoiser_stage(args, config, generator, shard, process, say)
+        train_denoiser_stage(args, config, generator, shard, process, fresh)
     if process.leads:
         generator.save(args.state / WEIGHTS, quantise=False)
-        save_parts(args.state / WEIGHTS, args.out)
+        # Only what the stage trained travels: the autoencoder stays as its own stage left it.
+        trained = ('autoencoder.', 'audio.') if args.stage == 'autoencoder' \
+            else ('audio.', 'denoiser.')
+        generator.save(args.out / WEIGHTS, quantise=False, prefixes=trained)
+        save_parts(args.out / WEIGHTS, args.out)
+        (args.out / WEIGHTS).unlink()
     if args.stage == 'autoencoder':
         encode(generator, shard, process)
         torch.save(shard.state(), args.state / f'latents{process.rank}.pt')
@@ -138,8 +144,10 @@ def encode(generator: Generator, shard: Shard, process: Process) -> None:
 
 
 def train_denoiser_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
-                         shard: Shard, process: Process, say: object) -> None:
+                         shard: Shard, process: Process, fresh: frozenset[str]) -> None:
     """The denoiser's stage, continued from kept optimiser state where there is some."""
+    if 'denoiser.blocks.0.qkv.weight' in fresh:
+        fresh = frozenset()  # nothing of the denoiser was loaded: all of it starts anew
     prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens, process.device)
     options = options_from(args.config, DenoiserOptions())
     trainee = Trainee(generator.audio, generator.denoiser).to(process.device)
@@ -148,7 +156,7 @@ def train_denoiser_stage(args: argparse.Namespace, config: GeneratorConfig, gene
     if args.done > 0 and kept.is_file():
         state = torch.load(kept, map_location=process.device)
     state = train_denoiser(trainee, shard, prompts, process, args.seconds, args.out, args.done,
-                           args.until, options, state)
+                           args.until, options, state, fresh)
     if process.leads:
         torch.save(state, kept)
 

@@ -16,8 +16,9 @@ from interactive_avatar.training.pipeline import WEIGHTS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``avatar export``."""
-    parser.add_argument('--weights', type=Path, required=True,
-                        help=f'folder with {WEIGHTS} or its parts, as a training stage writes')
+    parser.add_argument('--weights', type=Path, required=True, nargs='+',
+                        help=f'folders with {WEIGHTS} or its parts, as stages write; later '
+                             'ones overrule earlier ones')
     parser.add_argument('--out', type=Path, default=Path('models/compact'))
     parser.add_argument('--people', type=Path, default=Path('assets/people.npz'),
                         help='baked people, for the reference pictures')
@@ -28,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Export weights and draw the named identities."""
     generator = Generator(GeneratorConfig())
-    generator.load(join_parts(args.weights, WEIGHTS))
+    for folder in args.weights:
+        generator.load(join_parts(folder, WEIGHTS), partial=True)
     export(generator, args.out)
     if args.identity:
         from interactive_avatar.training.render.renderer import Renderer
