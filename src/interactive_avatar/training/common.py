@@ -142,7 +142,7 @@ class Log:
         self._process, self._every_s = process, every_s
         self._rows: list[dict[str, float]] = []
         self._sums: dict[str, list[Tensor]] = {}
-        self._last, self._start = 0.0, time.monotonic()
+        self._last, self._start, self._step = 0.0, time.monotonic(), 0
         if process.leads:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -151,10 +151,16 @@ class Log:
         for name, value in values.items():
             kept = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
             self._sums.setdefault(name, []).append(kept)
-        now = time.monotonic()
-        if now - self._last < self._every_s:
+        self._step = step
+        if time.monotonic() - self._last >= self._every_s:
+            self._write()
+
+    def _write(self) -> None:
+        """Write the means of what was collected since the last row."""
+        if not self._sums:
             return
-        self._last = now
+        now = time.monotonic()
+        self._last, step = now, self._step
         row = {'step': float(step), 'seconds': now - self._start}
         row |= {name: float(torch.stack([v.float().cpu() for v in items]).mean())
                 for name, items in self._sums.items()}
@@ -166,7 +172,8 @@ class Log:
             print(self._path.stem, ' '.join(f'{k} {v:.4g}' for k, v in row.items()), flush=True)
 
     def plot(self) -> None:
-        """Curves of every metric against steps, beside the log."""
+        """Write what is left, and curves of every metric against steps beside the log."""
+        self._write()
         if not self._process.leads or not self._rows:
             return
         import matplotlib
