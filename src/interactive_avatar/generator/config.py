@@ -130,6 +130,15 @@ class GeneratorConfig:
                 ('adjacent', memory.adjacent, self.chunk_tokens))
 
     @property
+    def cache_layout(self) -> dict[str, tuple[int, int, int]]:
+        """Kind -> (first token, number of entries, tokens per entry) in the cache."""
+        layout, start = {}, 0
+        for kind, count, tokens in self.context_slots:
+            layout[kind] = (start, count, tokens)
+            start += count * tokens
+        return layout
+
+    @property
     def context_tokens(self) -> int:
         """Tokens in the cache, 384; self-attention sees these and the chunk's own."""
         return sum(count * tokens for _, count, tokens in self.context_slots)

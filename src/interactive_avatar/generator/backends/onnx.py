@@ -42,11 +42,7 @@ class OnnxCache:
         self.v = np.zeros(shape, np.float32)
         self.mask = np.full((1, config.context_tokens), MASKED, np.float32)
         self._cos, self._sin = cache_table(config)
-        self._slots: dict[str, tuple[int, int, int]] = {}
-        start = 0
-        for kind, count, tokens in config.context_slots:
-            self._slots[kind] = (start, count, tokens)
-            start += count * tokens
+        self._slots = config.cache_layout
 
     def _span(self, kind: str, index: int) -> slice:
         start, count, tokens = self._slots[kind]

@@ -28,11 +28,7 @@ class TorchCache:
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.mask = torch.full((1, config.context_tokens), float(MASKED), device=device,
                                dtype=dtype)
-        self._slots: dict[str, tuple[int, int, int]] = {}
-        start = 0
-        for kind, count, tokens in config.context_slots:
-            self._slots[kind] = (start, count, tokens)
-            start += count * tokens
+        self._slots = config.cache_layout
 
     def place(self, kind: str, index: int, entry: Pair) -> None:
         """See `Cache.place`."""
