@@ -26,6 +26,7 @@ def random_window(batch: int, targets: int) -> Window:
     return Window(
         context=torch.randn(batch, context, channels, side, side),
         context_level=torch.full((batch, context), 0.1),
+        previous=torch.randn(batch, frames, channels, side, side),
         targets=torch.randn(batch, targets, channels, side, side),
         target_level=torch.rand(batch, targets),
         reference=torch.randn(batch, channels, side, side),
@@ -59,7 +60,7 @@ def stream_velocity(model: Denoiser, w: Window, b: int) -> torch.Tensor:
         prompt = int(w.text_index[b, frame])
         audio_k, audio_v = model.audio_cache(w.audio[one, frame])
         return model.chunk(
-            latent, level, audio_k, audio_v, text_k[prompt][None], text_v[prompt][None],
+            latent, level, w.previous[one, frame], audio_k, audio_v, text_k[prompt][None], text_v[prompt][None],
             w.text_mask[one, prompt], rotate(k, model.cache_cos, model.cache_sin), v,
             w.mask[one, frame])
 

@@ -127,6 +127,7 @@ class Window:
     Attributes:
         context: [B, Fc, C, 16, 16] latents already mixed with noise at ``context_level``.
         context_level: [B, Fc] noise levels in [0, 1].
+        previous: [B, F, C, 16, 16], for each frame the latent right before it.
         targets: [B, T, C, 16, 16] noised latents; target_level: [B, T].
         reference: [B, C, 16, 16].
         groups: [B, Gs + 6, group, C, 16, 16]; the last 6 are long-term entries.
@@ -138,6 +139,7 @@ class Window:
 
     context: Tensor
     context_level: Tensor
+    previous: Tensor
     targets: Tensor
     target_level: Tensor
     reference: Tensor
@@ -151,7 +153,12 @@ class Window:
 
 
 class Denoiser(nn.Module):
-    """Velocity of flow matching, v = noise − x0 at x_t = (1 − t) x0 + t noise, for one chunk."""
+    """Velocity of flow matching, v = noise − x0 at x_t = (1 − t) x0 + t noise, for one chunk.
+
+    Besides its keys in the cache, the latent right before the chunk enters the chunk's own tokens
+    and the head, cell by cell: most of a chunk is what was there before, and attention alone
+    copies too coarsely for pictures that must not flicker from chunk to chunk.
+    """
 
     chunk_cos: Tensor
     chunk_sin: Tensor
@@ -167,6 +174,8 @@ class Denoiser(nn.Module):
         d, latent = config.denoiser, config.autoencoder
         patch_values = latent.latent_channels * d.patch ** 2
         self.patch_embedding = nn.Linear(patch_values, d.width)
+        self.previous_embedding = nn.Linear(patch_values, d.width, bias=False)
+        self.previous_head = nn.Linear(patch_values, patch_values, bias=False)
         self.time_embedding = nn.Sequential(
             nn.Linear(d.frequency_width, d.width), nn.SiLU(), nn.Linear(d.width, d.width))
         self.time_projection = nn.Linear(d.width, 6 * d.width)
@@ -195,13 +204,17 @@ class Denoiser(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for block in self.layers:
             # Cross-attention starts by changing little, so early training is self-attention's.
             nn.init.normal_(block.text.o.weight, std=0.01)
             nn.init.normal_(block.audio.o.weight, std=0.01)
         nn.init.normal_(self.time_projection.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
+        # A model trained without the latent before goes on from exactly what it knows.
+        nn.init.zeros_(self.previous_embedding.weight)
+        nn.init.zeros_(self.previous_head.weight)
         nn.init.zeros_(self.compressor.out.weight)
 
     @property
@@ -216,10 +229,11 @@ class Denoiser(nn.Module):
         shared = self.time_projection(F.silu(embedded)).unflatten(-1, (6, -1))
         return embedded, shared[:, None] + (self.modulation + self.modulation_one)
 
-    def velocity(self, x: Tensor, embedded: Tensor) -> Tensor:
-        """Tokens [N, 64, width] -> velocity [N, C, 16, 16]."""
+    def velocity(self, x: Tensor, embedded: Tensor, before: Tensor) -> Tensor:
+        """Tokens [N, 64, width] and patches [N, 64, C·patch²] of the latent before -> velocity
+        [N, C, 16, 16]."""
         shift, scale = (embedded[:, None] + self.head_modulation).chunk(2, 1)
-        out = self.head(self.head_norm(x) * (1 + scale) + shift)
+        out = self.head(self.head_norm(x) * (1 + scale) + shift) + self.previous_head(before)
         return unpatchify(out, self.config.denoiser.patch, self.config.autoencoder.latent_px)
 
     def text_cache(self, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,20 +250,24 @@ class Denoiser(nn.Module):
         pairs = [block.audio.project(audio) for block in self.layers]
         return torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
 
-    def chunk(self, latent: Tensor, level: Tensor, audio_k: Tensor, audio_v: Tensor,
-              text_k: Tensor, text_v: Tensor, text_mask: Tensor, cache_k: Tensor,
-              cache_v: Tensor, cache_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def chunk(self, latent: Tensor, level: Tensor, previous: Tensor, audio_k: Tensor,
+              audio_v: Tensor, text_k: Tensor, text_v: Tensor, text_mask: Tensor,
+              cache_k: Tensor, cache_v: Tensor,
+              cache_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One forward for B streams: denoising, and with a finished latent the commit.
 
         Args:
             latent: [B, C, 16, 16] at noise level ``level`` [B].
+            previous: [B, C, 16, 16], the finished latent before; the reference's at first.
             audio_k, audio_v, text_k, text_v: [B, L, H, n, hw]; text_mask: [B, n], added.
             cache_k: [B, L, H, 384, hw], rotated to its slots; cache_v; cache_mask: [B, 384].
 
         Returns:
             velocity [B, C, 16, 16]; keys (not rotated) and values of the chunk [B, L, H, 64, hw].
         """
+        before = patchify(previous, self.config.denoiser.patch)
         x = self.patch_embedding(patchify(latent, self.config.denoiser.patch))
+        x = x + self.previous_embedding(before)
         embedded, modulations = self.time_modulation(level)
         own = torch.zeros_like(cache_mask[:, :1]).expand(-1, x.shape[1])
         mask = torch.cat([cache_mask, own], dim=1)[:, None, None]
@@ -267,7 +285,7 @@ class Denoiser(nn.Module):
             x = block.text(x, text_k[:, i], text_v[:, i], text_bias)
             x = block.audio(x, audio_k[:, i], audio_v[:, i])
             x = block.feed_forward(x, m)
-        return self.velocity(x, embedded), torch.stack(keys, 1), torch.stack(values, 1)
+        return self.velocity(x, embedded, before), torch.stack(keys, 1), torch.stack(values, 1)
 
     def reference(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the reference picture [B, C, 16, 16] -> 2 × [B, L, H, 64, hw]."""
@@ -336,7 +354,8 @@ class Denoiser(nn.Module):
         mem = self.compressor(w.groups.flatten(0, 1), self.patch_embedding)
         mem = mem + self.kind_embedding[1]
         latents = torch.cat([w.context, w.targets], 1).flatten(0, 1)
-        x = self.patch_embedding(patchify(latents, patch))
+        before = patchify(w.previous.flatten(0, 1), patch)
+        x = self.patch_embedding(patchify(latents, patch)) + self.previous_embedding(before)
         level = torch.cat([w.context_level, w.target_level], 1).flatten()
         embedded, modulations = self.time_modulation(level)
         _, still = self.time_modulation(torch.zeros_like(level[:1]))
@@ -354,7 +373,8 @@ class Denoiser(nn.Module):
                 text_flat, text_bias, audio, w.short_index, batch, frames_c, frames, groups)
         x = x.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         embedded = embedded.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
-        return self.velocity(x, embedded).unflatten(0, (batch, frames_t))
+        before = before.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
+        return self.velocity(x, embedded, before).unflatten(0, (batch, frames_t))
 
     def _window_layer(self, block: Block, ref: Tensor, mem: Tensor, x: Tensor, still: Tensor,
                       m: Tensor, mask: Tensor, text: Tensor, text_flat: Tensor,

@@ -82,7 +82,7 @@ def graph_inputs(config: GeneratorConfig) -> dict[str, dict[str, Tensor]]:
         'encode_text': {'text': torch.randn(1, d.text_tokens, d.text_width)},
         'embed_reference': {'latent': latent},
         'denoise': {
-            'latent': latent, 'level': torch.ones(1),
+            'latent': latent, 'level': torch.ones(1), 'previous': torch.randn_like(latent),
             'audio_k': kv(config.audio.tokens), 'audio_v': kv(config.audio.tokens),
             'text_k': kv(d.text_tokens), 'text_v': kv(d.text_tokens),
             'text_mask': torch.zeros(1, d.text_tokens),

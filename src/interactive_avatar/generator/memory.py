@@ -116,6 +116,7 @@ class VisualMemory:
         self._sizes = backend.config.memory
         self.cache = backend.new_cache()
         self.cache.place('reference', 0, backend.embed_reference(reference))
+        self.cache.follow(reference)
         self._adjacent: list[NDArray[np.float32]] = []
         self._pending: list[NDArray[np.float32]] = []
         self._short: list[Feature] = []
@@ -128,6 +129,7 @@ class VisualMemory:
             latent: float32 [C, 16, 16]. entry: its keys and values from `Backend.commit`.
         """
         self.cache.push('adjacent', entry)
+        self.cache.follow(latent)
         self._adjacent.append(latent)
         if len(self._adjacent) <= self._sizes.adjacent:
             return

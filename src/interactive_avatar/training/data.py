@@ -30,6 +30,9 @@ MOUTH_UNITS = tuple(name for name in UNITS if name.startswith(('jawOpen', 'mouth
 PROBE_UNITS = tuple(name for name in UNITS
                     if name.startswith(('jawOpen', 'mouth', 'eyeBlink', 'eyeLook', 'eyeWide')))
 REFERENCES_PER_CLIP = 6
+ENCODED = ('mouth', 'probe_units', 'mel', 'prompt_ids', 'in_view', 'marks', 'latents',
+           'references')
+"""Tensors of a shard, first axis clips, that outlive its pictures."""
 
 
 @dataclass(frozen=True)
@@ -231,15 +234,21 @@ class Shard:
 
     def state(self) -> dict[str, Tensor]:
         """What the denoiser's stage needs, to be kept on disk between calls."""
-        assert self.latents is not None and self.references is not None
-        assert self.marks is not None
-        return {'latents': self.latents, 'references': self.references, 'marks': self.marks}
+        return {name: getattr(self, name) for name in ENCODED}
 
-    def set_state(self, state: dict[str, Tensor]) -> None:
-        """Undo `state`."""
-        self.keep_first(len(state['latents']))
-        self.latents, self.references, self.marks = (
-            state[name].to(self.device) for name in ('latents', 'references', 'marks'))
+    @classmethod
+    def of(cls, states: Sequence[dict[str, Tensor]], config: GeneratorConfig,
+           device: torch.device, seed: int) -> Shard:
+        """Encoded clips of one or more shards, without pictures."""
+        shard = object.__new__(cls)
+        shard.device, shard.config = device, config
+        shard.performances, shard.frames = [], None
+        shard.random = torch.Generator(device=device)
+        shard.random.manual_seed(seed)
+        for name in ENCODED:
+            setattr(shard, name, torch.cat([state[name].to(device) for state in states]))
+        shard.length = shard.mouth.shape[1]
+        return shard
 
 
 @dataclass
@@ -248,11 +257,13 @@ class WindowBatch:
 
     Attributes:
         latents: [B, T + 2, C, h, w], clip frames s - 2 … s + T - 1.
+        follows: [B, F] bool, whether a frame has one before it (else the reference stands there).
         mel: [B, T + 2, 96, 64]; mouth: [B, T + 2, 4, 16]; weight: [B, T, 1, h, w].
         the rest as in `Window`, for its F = 2 T + 1 frames.
     """
 
     latents: Tensor
+    follows: Tensor
     mel: Tensor
     mouth: Tensor
     weight: Tensor
@@ -343,15 +354,25 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     near = torch.exp(-(down[..., :, None] + across[..., None, :]) / (2 * 1.3 ** 2))
     weight = 1.0 + mouth_weight * near[:, :, 0] + eye_weight * (near[:, :, 1] + near[:, :, 2])
     reference = shard.references[clip, pick].float()
-    return WindowBatch(latents, mel, mouth, weight[:, :, None], reference, groups, short_index,
+    return WindowBatch(latents, adjacent_visible[..., 1], mel, mouth, weight[:, :, None], reference, groups, short_index,
                        mask, chosen, text_index)
 
 
-def noised_window(batch: WindowBatch, context: Tensor, context_level: Tensor, targets: Tensor,
-                  target_level: Tensor, audio: Tensor, prompts: Prompts) -> Window:
-    """Assemble the denoiser's input; audio [B, T + 2, 12, width] for clip frames s - 2 …"""
+def noised_window(batch: WindowBatch, made: Tensor, context: Tensor, context_level: Tensor,
+                  targets: Tensor, target_level: Tensor, audio: Tensor,
+                  prompts: Prompts) -> Window:
+    """Assemble the denoiser's input.
+
+    Args:
+        made: context latents before noise, as the stream hands them on, [B, T + 1, C, h, w].
+        context: the same noised as they are committed.
+        audio: [B, T + 2, 12, width] for clip frames s - 2 …
+    """
+    before = torch.cat([made[:, :1], made[:, :-1], made[:, 1:]], 1)
+    previous = torch.where(batch.follows[..., None, None, None], before,
+                           batch.reference[:, None].to(before.dtype))
     return Window(
-        context=context, context_level=context_level, targets=targets,
+        context=context, context_level=context_level, previous=previous, targets=targets,
         target_level=target_level, reference=batch.reference, groups=batch.groups,
         short_index=batch.short_index, mask=batch.mask,
         audio=torch.cat([audio[:, :-1], audio[:, 2:]], 1),

@@ -45,6 +45,7 @@ class DenoiserOptions:
     start_share: float = 0.3
     middle_share: float = 0.2
     context_noise: float = 0.25
+    previous_noise: float = 0.1
     own_context_from: float = 0.25
     own_context_share: float = 0.6
     own_context_passes: int = 3
@@ -100,6 +101,8 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
     options = options or DenoiserOptions()
     device, cuda = process.device, process.device.type == 'cuda'
     process.share_weights(model)
+    if state is not None:
+        fresh = frozenset(state['fresh'])  # type: ignore[call-overload]
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((parameter.dim() >= 2, bool(fresh) and name not in fresh),
@@ -153,7 +156,11 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
             clean = batch.latents[:, 2:]
             level = draw_levels(shape, middle, options, device)
             noise = torch.randn_like(clean)
-            window = noised_window(batch, noisy_c, level_c, mix(clean, level, noise), level,
+            # The latent before is used clean by the stream; noise here keeps the model from
+            # trusting it to the last digit, which is how errors would pile up.
+            spread = torch.rand(shape[0], 1, 1, 1, 1, device=device) * options.previous_noise
+            made = context + spread * torch.randn_like(context)
+            window = noised_window(batch, made, noisy_c, level_c, mix(clean, level, noise), level,
                                    audio, prompts)
             window.text_mask = torch.where(dropped[:, None, None], 0.0, window.text_mask)
             window.text = torch.where(dropped[:, None, None, None], 0.0, window.text)
@@ -176,6 +183,7 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
     kept: dict[str, object] = {
         'raw': [p.detach().clone().cpu() for p in model.parameters()],
         'average': [v.clone().cpu() for v in average.values],
+        'fresh': sorted(fresh),
         'optimiser': optimiser.state_dict()}
     average.swap()
     log.plot()
@@ -199,7 +207,7 @@ def own_context(denoiser: Denoiser, batch: WindowBatch, audio: Tensor, prompts: 
         noisy = mix(context, level_c, torch.randn_like(context))
         level = torch.rand(clean.shape[:2], device=clean.device) * 0.5 + 0.45
         targets = mix(clean, level, torch.randn_like(clean))
-        window: Window = noised_window(batch, noisy, level_c, targets, level, audio, prompts)
+        window: Window = noised_window(batch, context, noisy, level_c, targets, level, audio, prompts)
         velocity = denoiser.window(window).float()
         made = targets - level[..., None, None, None] * velocity
         context = torch.cat([batch.latents[:, :2], made[:, :-1]], 1)

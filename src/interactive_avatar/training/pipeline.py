@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +22,18 @@ from interactive_avatar.generator.networks import Generator
 from interactive_avatar.training.audio import train_audio
 from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
 from interactive_avatar.training.common import Process, join_parts, options_from, save_parts
-from interactive_avatar.training.data import Prompts, Shard, ShardOptions, compose_many
+from interactive_avatar.training.data import Prompts, Shard, ShardOptions
 from interactive_avatar.training.denoiser import DenoiserOptions, Trainee, train_denoiser
 
 WEIGHTS = 'generator.safetensors'
+CLIPS_AT_ONCE = 110
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog='avatar train', description=__doc__)
     parser.add_argument('stage', choices=('autoencoder', 'denoiser'))
-    parser.add_argument('--seconds', type=float, required=True, help='wall time of the stage')
+    parser.add_argument('--seconds', type=float, required=True, help='wall time of the stage; 0 only prepares the data')
     parser.add_argument('--audio-seconds', type=float, default=30.0,
                         help='wall time of the audio warm-up before the autoencoder')
     parser.add_argument('--assets', type=Path, default=Path('assets'),
@@ -73,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         generator.load(args.state / WEIGHTS)
     generator.to(process.device)
     shard = prepare_shard(args, config, generator, process, say)
+    if args.seconds <= 0:
+        return 0
     if args.stage == 'autoencoder':
         train_audio(generator.audio, shard, process, args.audio_seconds, args.out)
         say('audio encoder trained')
@@ -110,22 +115,27 @@ def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: 
                            first_seed=1000 + process.rank * 100_000,
                            processes=12 if process.device.type == 'cuda' else 1)
     kept = args.state / f'latents{process.rank}.pt'
+    # Another random order for every continued call.
+    seed = options.first_seed + int(args.done * 1000)
     if args.stage == 'denoiser' and kept.is_file():
-        seeds = range(options.first_seed, options.first_seed + options.clips)
-        performances = compose_many(seeds, speech, people, options.seconds, options.split,
-                                    options.processes)
-        # Another random order for every continued call.
-        seed = options.first_seed + int(args.done * 1000)
-        shard = Shard(performances, process.device, config, seed)
-        shard.set_state(torch.load(kept, map_location=process.device))
-        return shard
-    shard = Shard.render(options, config, people, speech, process.device,
-                         device_index=process.rank if process.device.type == 'cuda' else 0,
-                         say=say)  # type: ignore[arg-type]
-    if args.stage == 'denoiser':
-        encode(generator, shard, process)
-        shard.drop_frames()
-        torch.save(shard.state(), kept)
+        state = torch.load(kept, map_location=process.device)
+        return Shard.of([state], config, process.device, seed)
+    render = partial(Shard.render, config=config, people=people, speech=speech,
+                     device=process.device, say=say,
+                     device_index=process.rank if process.device.type == 'cuda' else 0)
+    if args.stage == 'autoencoder':
+        return render(options)
+    # The denoiser needs no pictures: they are drawn and encoded in parts that fit the memory.
+    states = []
+    for first in range(0, options.clips, CLIPS_AT_ONCE):
+        part = render(replace(options, clips=min(CLIPS_AT_ONCE, options.clips - first),
+                              first_seed=options.first_seed + first))
+        encode(generator, part, process)
+        part.drop_frames()
+        states.append(part.state())
+    shard = Shard.of(states, config, process.device, seed)
+    torch.save(shard.state(), kept)
+    say(f'{len(shard.mel)} clips encoded')  # type: ignore[operator]
     return shard
 
 

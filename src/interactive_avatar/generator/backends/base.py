@@ -35,6 +35,10 @@ class Cache(Protocol):
         """A copy of a slot's keys and values."""
         ...
 
+    def follow(self, latent: NDArray[np.float32]) -> None:
+        """Name the finished latent float32 [C, 16, 16] that the next chunk follows."""
+        ...
+
     def copy(self) -> Any:
         """An independent copy."""
         ...

@@ -41,6 +41,8 @@ class OnnxCache:
         self.rotated = np.zeros(shape, np.float32)
         self.v = np.zeros(shape, np.float32)
         self.mask = np.full((1, config.context_tokens), MASKED, np.float32)
+        a = config.autoencoder
+        self.previous = np.zeros((1, a.latent_channels, a.latent_px, a.latent_px), np.float32)
         self._cos, self._sin = cache_table(config)
         self._slots = config.cache_layout
 
@@ -75,6 +77,10 @@ class OnnxCache:
         """See `Cache.take`."""
         span = self._span(kind, index)
         return self.k[..., span, :].copy(), self.v[..., span, :].copy()
+
+    def follow(self, latent: NDArray[np.float32]) -> None:
+        """See `Cache.follow`."""
+        self.previous = latent[None].astype(np.float32)
 
     def copy(self) -> OnnxCache:
         """See `Cache.copy`."""
@@ -156,7 +162,7 @@ class OnnxBackend:
     def _forward(self, latent: NDArray[np.float32], level: float, audio: Pair,
                  text: OnnxText, cache: OnnxCache) -> list[NDArray[np.float32]]:
         return self._run('denoise', latent=latent[None], level=np.array([level], np.float32),
-                         audio_k=audio[0], audio_v=audio[1], text_k=text.k, text_v=text.v,
+                         previous=cache.previous, audio_k=audio[0], audio_v=audio[1], text_k=text.k, text_v=text.v,
                          text_mask=text.mask, cache_k=cache.rotated,
                          cache_v=cache.v, cache_mask=cache.mask)
 

@@ -28,6 +28,9 @@ class TorchCache:
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.mask = torch.full((1, config.context_tokens), float(MASKED), device=device,
                                dtype=dtype)
+        a = config.autoencoder
+        self.previous = torch.zeros((1, a.latent_channels, a.latent_px, a.latent_px),
+                                    device=device, dtype=dtype)
         self._slots = config.cache_layout
 
     def place(self, kind: str, index: int, entry: Pair) -> None:
@@ -53,6 +56,10 @@ class TorchCache:
         start, _, tokens = self._slots[kind]
         span = slice(start + index * tokens, start + (index + 1) * tokens)
         return self.k[..., span, :].clone(), self.v[..., span, :].clone()
+
+    def follow(self, latent: NDArray[np.float32]) -> None:
+        """See `Cache.follow`."""
+        self.previous = torch.from_numpy(latent[None]).to(self.previous)
 
     def copy(self) -> TorchCache:
         """See `Cache.copy`."""
@@ -141,8 +148,8 @@ class TorchBackend:
         denoiser = self._networks.denoiser
         at = torch.full((1,), level, device=self.device, dtype=self.dtype)
         rotated = rotate(cache.k, denoiser.cache_cos, denoiser.cache_sin)
-        return denoiser.chunk(self._tensor(latent), at, *audio, *text, rotated, cache.v,
-                              cache.mask)
+        return denoiser.chunk(self._tensor(latent), at, cache.previous, *audio, *text, rotated,
+                              cache.v, cache.mask)
 
     def denoise(self, latent: NDArray[np.float32], level: float, audio: Pair,
                 text: tuple[Tensor, Tensor, Tensor], cache: TorchCache) -> NDArray[np.float32]:

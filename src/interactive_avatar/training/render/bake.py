@@ -338,7 +338,8 @@ def _lean(word: str, value: float) -> dict[str, float]:
 
 def _describe(identity: int, rng: np.random.Generator) -> dict[str, Any]:
     """Draw who a person is."""
-    female = identity % 2 == 0
+    # The decade shifts the parity, so that the held-out tenth (9, 19, …) has both sexes.
+    female = (identity + identity // 10) % 2 == 0
     age = float(np.clip(rng.beta(1.0, 2.4), 0, 0.8))
     main = ('caucasian', 'asian', 'african')[identity // 2 % 3]
     mix = rng.dirichlet([0.5, 0.5, 0.5]) * rng.uniform(0.0, 0.45)
