@@ -100,7 +100,7 @@ class DenoiserConfig:
 class SamplerConfig:
     """Few-step sampler: noise levels at which x0 is predicted, and the level of the commit."""
 
-    levels: tuple[float, ...] = (1.0, 0.8)
+    levels: tuple[float, ...] = (1.0, 0.5)
     commit_level: float = 0.1
 
 
