@@ -354,8 +354,8 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     near = torch.exp(-(down[..., :, None] + across[..., None, :]) / (2 * 1.3 ** 2))
     weight = 1.0 + mouth_weight * near[:, :, 0] + eye_weight * (near[:, :, 1] + near[:, :, 2])
     reference = shard.references[clip, pick].float()
-    return WindowBatch(latents, adjacent_visible[..., 1], mel, mouth, weight[:, :, None], reference, groups, short_index,
-                       mask, chosen, text_index)
+    return WindowBatch(latents, adjacent_visible[..., 1], mel, mouth, weight[:, :, None],
+                       reference, groups, short_index, mask, chosen, text_index)
 
 
 def noised_window(batch: WindowBatch, made: Tensor, context: Tensor, context_level: Tensor,

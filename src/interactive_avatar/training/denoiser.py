@@ -207,7 +207,8 @@ def own_context(denoiser: Denoiser, batch: WindowBatch, audio: Tensor, prompts: 
         noisy = mix(context, level_c, torch.randn_like(context))
         level = torch.rand(clean.shape[:2], device=clean.device) * 0.5 + 0.45
         targets = mix(clean, level, torch.randn_like(clean))
-        window: Window = noised_window(batch, context, noisy, level_c, targets, level, audio, prompts)
+        window: Window = noised_window(batch, context, noisy, level_c, targets, level,
+                                       audio, prompts)
         velocity = denoiser.window(window).float()
         made = targets - level[..., None, None, None] * velocity
         context = torch.cat([batch.latents[:, :2], made[:, :-1]], 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog='avatar train', description=__doc__)
     parser.add_argument('stage', choices=('autoencoder', 'denoiser'))
-    parser.add_argument('--seconds', type=float, required=True, help='wall time of the stage; 0 only prepares the data')
+    parser.add_argument('--seconds', type=float, required=True,
+                        help='wall time of the stage; 0 only prepares the data')
     parser.add_argument('--audio-seconds', type=float, default=30.0,
                         help='wall time of the audio warm-up before the autoencoder')
     parser.add_argument('--assets', type=Path, default=Path('assets'),
@@ -107,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
-                  process: Process, say: object) -> Shard:
+                  process: Process, say: Callable[[str], None]) -> Shard:
     """This process's clips: rendered anew, or with the latents of an earlier call."""
     people, speech = args.assets / 'people.npz', args.assets / 'speech' / 'speech.npz'
     options = ShardOptions(clips=args.clips, seconds=args.clip_seconds,
@@ -135,7 +137,7 @@ def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: 
         states.append(part.state())
     shard = Shard.of(states, config, process.device, seed)
     torch.save(shard.state(), kept)
-    say(f'{len(shard.mel)} clips encoded')  # type: ignore[operator]
+    say(f'{len(shard.mel)} clips encoded')
     return shard
 
 

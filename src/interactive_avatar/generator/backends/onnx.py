@@ -162,8 +162,8 @@ class OnnxBackend:
     def _forward(self, latent: NDArray[np.float32], level: float, audio: Pair,
                  text: OnnxText, cache: OnnxCache) -> list[NDArray[np.float32]]:
         return self._run('denoise', latent=latent[None], level=np.array([level], np.float32),
-                         previous=cache.previous, audio_k=audio[0], audio_v=audio[1], text_k=text.k, text_v=text.v,
-                         text_mask=text.mask, cache_k=cache.rotated,
+                         previous=cache.previous, audio_k=audio[0], audio_v=audio[1],
+                         text_k=text.k, text_v=text.v, text_mask=text.mask, cache_k=cache.rotated,
                          cache_v=cache.v, cache_mask=cache.mask)
 
     def denoise(self, latent: NDArray[np.float32], level: float, audio: Pair,
