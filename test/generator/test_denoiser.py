@@ -61,8 +61,8 @@ def stream_velocity(model: Denoiser, w: Window, b: int) -> torch.Tensor:
         audio_k, audio_v = model.audio_cache(w.audio[one, frame])
         return model.chunk(
             latent, level, w.previous[one, frame], audio_k, audio_v, text_k[prompt][None],
-            text_v[prompt][None], w.text_mask[one, prompt], rotate(k, model.cache_cos, model.cache_sin), v,
-            w.mask[one, frame])
+            text_v[prompt][None], w.text_mask[one, prompt],
+            rotate(k, model.cache_cos, model.cache_sin), v, w.mask[one, frame])
 
     for j in range(frames_c):
         _, k, v = forward(j, w.context[one, j], w.context_level[one, j], (j, j + 1))
