@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from interactive_avatar.generator.config import AutoencoderConfig
+
+FLOW_SCALE: Final = 0.25
+"""Flow of an output of 1, in half pictures: 32 pixels at 256×256."""
 
 
 class ResidualBlock(nn.Module):
@@ -47,35 +52,106 @@ class Encoder(nn.Module):
         return latent
 
 
+class Sight(NamedTuple):
+    """What the decoder sees beside a latent: pictures in [-1, 1] and the latents they belong to.
+
+    Attributes:
+        previous: normalised latent of the chunk before, [B, C, h, w].
+        last: the frame shown last, [B, 3, H, W].
+        reference: normalised latent of the reference picture held still, [B, C, h, w].
+        picture: the reference picture, [B, 3, H, W].
+    """
+
+    previous: Tensor
+    last: Tensor
+    reference: Tensor
+    picture: Tensor
+
+
 class Decoder(nn.Module):
-    """Latent [B, C, h, w] to frames [B, 4, 3, 16h, 16w], nominally in [-1, 1]."""
+    """Latent [B, C, h, w] to frames [B, 4, 3, 16h, 16w], nominally in [-1, 1].
+
+    A latent of 32 numbers for 16×16 pixels of four frames says where things are, not what every
+    hair looks like. So each frame is a blend, weighed per pixel, of three candidates: the frame
+    shown last and the reference picture, both moved along a flow read off the latents, and newly
+    drawn pixels (the scheme of First Order Motion Model, arXiv 2003.00196, with the last frame as
+    in frame-recurrent super-resolution, arXiv 1801.04590). Texture is carried over instead of
+    being drawn anew, and motion goes on across the borders of chunks.
+    """
+
+    grid: Tensor
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         w0, w1, w2 = config.decoder_widths
         n0, n1, n2 = config.decoder_blocks
         self.frames = config.frames
-        self.shuffle = config.pixel_shuffle
-        self.stem = nn.Conv2d(config.latent_channels, w0, 3, padding=1)
+        self.shuffle = shuffle = config.pixel_shuffle
+        self.last_share = config.last_share
+        self.stem = nn.Conv2d(3 * config.latent_channels, w0, 3, padding=1)
         self.stage1 = nn.Sequential(*[ResidualBlock(w0) for _ in range(n0)])
         self.up1 = nn.Conv2d(w0, w1 * 4, 1)
         self.stage2 = nn.Sequential(*[ResidualBlock(w1) for _ in range(n1)])
         self.up2 = nn.Conv2d(w1, w2 * 4, 1)
+        self.last_embedding = nn.Conv2d(3 * shuffle ** 2, w2, 1)
         self.stage3 = nn.Sequential(*[ResidualBlock(w2) for _ in range(n2)])
-        self.out = nn.Conv2d(w2, 3 * self.frames * self.shuffle ** 2, 3, padding=1)
+        self.out = nn.Conv2d(w2, 3 * self.frames * shuffle ** 2, 3, padding=1)
+        # Two sources, x and y, for every frame; wide motion at 32×32, fine at 64×64.
+        self.wide_flow = nn.Conv2d(w1, 4 * self.frames, 3, padding=1)
+        self.fine_flow = nn.Conv2d(w2, 4 * self.frames, 3, padding=1)
+        self.shares = nn.Conv2d(w2, 2 * self.frames * shuffle ** 2, 1)
+        for layer in (self.wide_flow, self.fine_flow, self.shares, self.last_embedding):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(cast(Tensor, layer.bias))
+        side = config.picture_px
+        axis = (torch.arange(side) + 0.5) * (2.0 / side) - 1.0
+        x, y = torch.meshgrid(axis, axis, indexing='xy')
+        self.register_buffer('grid', torch.stack([x, y]), persistent=False)
 
-    def forward(self, latent: Tensor) -> Tensor:
-        x = self.stage1(self.stem(latent))
-        x = self.stage2(F.pixel_shuffle(self.up1(x), 2))
-        x = self.stage3(F.pixel_shuffle(self.up2(x), 2))
-        x = F.pixel_shuffle(self.out(F.silu(x)), self.shuffle)
-        return x.unflatten(1, (self.frames, 3))
+    def candidates(self, latent: Tensor, sight: Sight) -> tuple[Tensor, Tensor, Tensor]:
+        """Newly drawn frames [B, 4, 3, H, W]; flows [B, 2, 4, 2, H, W] in half pictures, of the
+        last frame and the reference; logits of shares [B, 2, 4, 1, H, W]."""
+        x = self.stem(torch.cat([latent, sight.previous, sight.reference], 1))
+        x = F.pixel_shuffle(self.up1(self.stage1(x)), 2)
+        x = self.stage2(x)
+        wide = self.wide_flow(F.silu(x))
+        x = F.pixel_shuffle(self.up2(x), 2)
+        x = self.stage3(x + self.last_embedding(F.pixel_unshuffle(sight.last, self.shuffle)))
+        x = F.silu(x)
+        drawn = F.pixel_shuffle(self.out(x), self.shuffle).unflatten(1, (self.frames, 3))
+        fine = self.fine_flow(x)
+        flow = F.interpolate(wide, scale_factor=2.0, mode='bilinear') + 0.25 * fine
+        flow = F.interpolate(flow, scale_factor=float(self.shuffle), mode='bilinear')
+        flow = flow.unflatten(1, (2, self.frames, 2))
+        shares = F.pixel_shuffle(self.shares(x), self.shuffle).unflatten(1, (2, self.frames, 1))
+        return drawn, FLOW_SCALE * flow, shares
+
+    def moved(self, picture: Tensor, flow: Tensor) -> Tensor:
+        """A picture [B, 3, H, W] seen along flows [B, 4, 2, H, W] -> [B, 4, 3, H, W]."""
+        # The frames' grids lie below each other, so that the picture need not be repeated.
+        at = (self.grid + flow).permute(0, 1, 3, 4, 2).flatten(1, 2)
+        seen = F.grid_sample(picture, at, mode='bilinear', padding_mode='border',
+                             align_corners=False)
+        return seen.unflatten(2, (self.frames, -1)).transpose(1, 2)
+
+    def blend(self, latent: Tensor, sight: Sight) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The frames and their three candidates: newly drawn, last frame and reference picture
+        as moved; all [B, 4, 3, H, W]."""
+        drawn, flow, shares = self.candidates(latent, sight)
+        last = self.moved(sight.last, flow[:, 0])
+        reference = self.moved(sight.picture, flow[:, 1])
+        carried, recent = torch.sigmoid(shares).unbind(1)
+        old = reference + self.last_share * recent * (last - reference)
+        return drawn + carried * (old - drawn), drawn, last, reference
+
+    def forward(self, latent: Tensor, sight: Sight) -> Tensor:
+        return self.blend(latent, sight)[0]
 
 
 class Autoencoder(nn.Module):
     """Encoder, decoder and the per-channel statistics that bring latents to zero mean, unit std.
 
-    `encode` and `decode` speak normalised latents; the statistics are measured after training.
+    `encode` and `decode` speak normalised latents.
     """
 
     latent_mean: Tensor
@@ -93,8 +169,25 @@ class Autoencoder(nn.Module):
         latent: Tensor = self.encoder(frames)
         return (latent - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, sight: Sight) -> Tensor:
         """Normalised latent [B, C, h, w] -> frames [B, 4, 3, 16h, 16w], nominally in [-1, 1]."""
-        raw = latent * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
-        frames: Tensor = self.decoder(raw)
+        frames: Tensor = self.decoder(latent, sight)
         return frames
+
+    def decode_clip(self, latents: Tensor, picture: Tensor) -> Tensor:
+        """Decode chunk after chunk, as a stream does, from a reference picture on.
+
+        Args:
+            latents: normalised, [B, n, C, h, w]. picture: [B, 3, H, W] in [-1, 1].
+
+        Returns:
+            frames [B, n, 4, 3, H, W], within [-1, 1].
+        """
+        frames = self.decoder.frames
+        reference = self.encode(picture[:, None].expand(-1, frames, -1, -1, -1))
+        sight = Sight(reference, picture, reference, picture)
+        made = []
+        for latent in latents.unbind(1):
+            made.append(self.decode(latent, sight).clamp(-1.0, 1.0))
+            sight = sight._replace(previous=latent, last=made[-1][:, -1])
+        return torch.stack(made, 1)

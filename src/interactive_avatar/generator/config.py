@@ -14,7 +14,11 @@ from interactive_avatar.media.mel import MEL_BANDS
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Video autoencoder: 4 frames of ``picture_px``² become one latent of ``latent_px``²."""
+    """Video autoencoder: 4 frames of ``picture_px``² become one latent of ``latent_px``².
+
+    ``last_share`` is the most that the frame before the chunk may give to a new pixel: what is
+    wrong in it fades at least that fast.
+    """
 
     picture_px: int = 256
     latent_channels: int = 32
@@ -22,6 +26,7 @@ class AutoencoderConfig:
     decoder_widths: tuple[int, ...] = (256, 128, 96)
     decoder_blocks: tuple[int, ...] = (2, 2, 1)
     pixel_shuffle: int = 4
+    last_share: float = 0.92
     frames: int = FRAMES_PER_CHUNK
 
     @property
@@ -109,7 +114,7 @@ class GeneratorConfig:
     """Everything that gives the networks their shapes."""
 
     name: str = 'compact'
-    format_version: int = 1
+    format_version: int = 2
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

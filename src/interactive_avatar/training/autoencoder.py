@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 1: the video autoencoder.
 
+The decoder goes on from what it showed last, so it is trained as it runs: streams walk through
+clips, two chunks a step, and keep their own last frame from step to step, for thousands of frames
+(truncated backpropagation through time). Latents are normalised by the statistics of the batch
+and handed over with noise, so that what they say survives the errors of a denoiser.
+
 The picture error is weighted around mouth and eyes, whose blur costs most: a latent cell covers
 16×16 pixels of four frames, and a face is judged by a few of them. A small head reads the mouth's
 and eyes' units off the latent cells under them, so that the latent keeps what moves.
@@ -15,27 +20,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interactive_avatar.generator.autoencoder import Autoencoder
+from interactive_avatar.generator.autoencoder import Autoencoder, Decoder, Sight
+from interactive_avatar.generator.config import AutoencoderConfig
+from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Average, Budget, Log, Process, learning_rate
 from interactive_avatar.training.data import Shard
 
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
-    """Options of the stage; batch counts groups of four frames per GPU."""
+    """Options of the stage; batch counts streams per GPU, chunks those of one step."""
 
-    batch: int = 48
+    batch: int = 24
+    chunks: int = 2
     peak_rate: float = 6e-4
     mouth_weight: float = 7.0
     eye_weight: float = 5.0
     mouth_sigma_px: float = 20.0
     eye_sigma_px: float = 11.0
     gradient_weight: float = 1.0
-    temporal_weight: float = 0.5
+    temporal_weight: float = 1.0
+    candidates_weight: float = 0.1
     probe_weight: float = 0.3
-    latent_decay: float = 1e-4
-    latent_noise: float = 0.1
+    latent_noise: float = 0.3
+    last_noise: float = 0.03
     still_share: float = 0.1
+    restart_share: float = 0.02
+    jump_share: float = 0.01
 
 
 class Probe(nn.Module):
@@ -77,12 +88,87 @@ def face_weight(marks_px: Tensor, side_px: int, options: AutoencoderOptions) -> 
     return weight[:, :, None]
 
 
-def picture_loss(made: Tensor, true: Tensor, weight: Tensor,
+class Streams:
+    """Streams that walk through a shard's clips and carry what their decoder showed last.
+
+    Attributes:
+        picture: reference pictures [B, 3, H, W] in [-1, 1].
+        last: frames shown last, the same; previous: latents shown last, [B, C, h, w].
+        fresh: bool [B], at a stream's first step, where the reference stands for both.
+    """
+
+    def __init__(self, shard: Shard, options: AutoencoderOptions, config: AutoencoderConfig
+                 ) -> None:
+        assert shard.frames is not None
+        self._shard, self._options = shard, options
+        count, side, device = options.batch, config.picture_px, shard.device
+        self._step = FRAMES_PER_CHUNK * options.chunks
+        self._clip = torch.zeros(count, dtype=torch.int64, device=device)
+        self._at = torch.full((count,), shard.length, device=device)
+        self.picture = torch.zeros(count, 3, side, side, device=device)
+        self.last = torch.zeros_like(self.picture)
+        self.previous = torch.zeros(count, config.latent_channels, config.latent_px,
+                                    config.latent_px, device=device)
+        self.fresh = torch.ones(count, dtype=torch.bool, device=device)
+
+    def _chance(self, share: float) -> Tensor:
+        return torch.rand(len(self._at), device=self._at.device,
+                          generator=self._shard.random) < share
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Go on by a step.
+
+        Returns:
+            frames [B, 1 + 4 · chunks, 3, H, W] in [-1, 1], the first being the one before; marks
+            [B, 4 · chunks, 3, 2] in pixels; units [B, 4 · chunks, k].
+        """
+        shard, count = self._shard, len(self._at)
+        assert shard.frames is not None and shard.marks is not None
+        high = shard.length - self._step + 1
+        over = self._at >= high
+        self.fresh = over | self._chance(self._options.restart_share)
+        anywhere = shard._random(high, count)
+        leap = self.fresh | self._chance(self._options.jump_share)
+        self._clip = torch.where(self.fresh, shard._random(len(shard.frames), count), self._clip)
+        self._at = torch.where(leap, anywhere, self._at)
+        seen = torch.multinomial(shard.in_view[self._clip].float() + 1e-6, 1,
+                                 generator=shard.random)[:, 0]
+        picture = as_input(shard.frames[self._clip, seen])
+        fresh = self.fresh[:, None, None, None]
+        self.picture = torch.where(fresh, picture, self.picture)
+        self.last = torch.where(fresh, picture, self.last)
+        moving = ~self._chance(self._options.still_share)[:, None]
+        step = torch.arange(self._step, device=self._at.device)[None]
+        index = self._at[:, None] + step * moving
+        before = torch.where(moving[:, 0], self._at - 1, self._at).clamp_min(0)
+        shown = torch.cat([before[:, None], index], 1)
+        frames = as_input(shard.frames[self._clip[:, None], shown])
+        result = (frames, shard.marks[self._clip[:, None], index],
+                  shard.probe_units[self._clip[:, None], index])
+        self._at = torch.where(moving[:, 0], self._at + self._step, self._at)
+        return result
+
+    def keep(self, last: Tensor, previous: Tensor) -> None:
+        """What the decoder showed last, as the next step will see it."""
+        last = last.detach().float().clamp(-1.0, 1.0)
+        self.last = torch.round(last * 127.5) / 127.5
+        self.previous = previous.detach()
+
+
+def as_input(frames: Tensor) -> Tensor:
+    """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [-1, 1]."""
+    return frames.movedim(-1, -3).float() / 127.5 - 1.0
+
+
+def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor,
+                 true_before: Tensor, going_on: Tensor,
                  options: AutoencoderOptions) -> tuple[Tensor, Tensor]:
     """Weighted L1 of frames, their gradients at two scales, and their change over time.
 
     Args:
-        made, true: [B, 4, 3, H, W] in [-1, 1]. weight: [B, 4, 1, H, W].
+        made, true: [B, n, 3, H, W] in [-1, 1]. weight: [B, n, 1, H, W].
+        made_before, true_before: the frame before the first, [B, 3, H, W].
+        going_on: bool [B], whether the stream showed that frame.
 
     Returns:
         the loss and the plain L1, scalars.
@@ -96,9 +182,22 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor,
     wide_x = (wide[..., :, 1:] - wide[..., :, :-1]).abs() * weight[..., ::2, 2::2]
     wide_y = (wide[..., 1:, :] - wide[..., :-1, :]).abs() * weight[..., 2::2, ::2]
     gradient = dx.mean() + dy.mean() + wide_x.mean() + wide_y.mean()
-    change = ((error[:, 1:] - error[:, :-1]).abs() * weight[:, 1:]).mean()
+    first = torch.where(going_on[:, None, None, None], made_before - true_before, error[:, 0])
+    earlier = torch.cat([first[:, None], error[:, :-1]], 1)
+    change = ((error - earlier).abs() * weight).mean()
     loss = (pixel + options.gradient_weight * gradient + options.temporal_weight * change) / total
     return loss, error.abs().mean()
+
+
+def normalised(raw: Tensor, model: Autoencoder, momentum: float = 0.02) -> Tensor:
+    """Latents to zero mean and unit deviation over the batch, per channel; the model's own
+    statistics follow."""
+    wide = raw.float()
+    mean, std = wide.mean((0, 2, 3)), wide.std((0, 2, 3)).clamp_min(1e-3)
+    with torch.no_grad():
+        model.latent_mean.lerp_(mean.detach(), momentum)
+        model.latent_std.lerp_(std.detach(), momentum)
+    return (wide - mean[:, None, None]) / std[:, None, None]
 
 
 def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, seconds: float,
@@ -117,36 +216,74 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     log = Log(out, 'autoencoder', process)
     compiled = device.type == 'cuda'
     encoder = torch.compile(model.encoder) if compiled else model.encoder
-    decoder = torch.compile(model.decoder) if compiled else model.decoder
+    unroll = torch.compile(_unroll) if compiled else _unroll
     loss_function = torch.compile(picture_loss) if compiled else picture_loss
+    candidates_function = torch.compile(candidates_loss) if compiled else candidates_loss
+    streams = Streams(shard, options, shard.config.autoencoder)
     budget = Budget(process, seconds)
     step = 0
     while (progress := budget.progress()) < 1.0:
         for group in optimiser.param_groups:
             group['lr'] = learning_rate(progress, options.peak_rate)
-        frames, marks, units = shard.groups(options.batch, options.still_share)
-        true = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
-        weight = face_weight(marks, frames.shape[2], options)
+        frames, marks, units = streams.next()
+        before, true = frames[:, 0], frames[:, 1:]
+        weight = face_weight(marks, frames.shape[-1], options)
+        chunks = true.unflatten(1, (options.chunks, FRAMES_PER_CHUNK))
+        still = streams.picture[:, None, None].expand(-1, 1, FRAMES_PER_CHUNK, -1, -1, -1)
         with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
-            latent = encoder(true)
-            noisy = latent + torch.randn_like(latent) * options.latent_noise * torch.rand(
-                len(latent), 1, 1, 1, device=device)
-            made = decoder(noisy)
-        picture, plain = loss_function(made.float(), true, weight, options)
-        read = F.mse_loss(probe(latent, marks.mean(1)), units)
-        loss = picture + options.probe_weight * read + options.latent_decay * latent.float(
-            ).square().mean()
+            raw = encoder(torch.cat([chunks, still], 1).flatten(0, 1))
+            latents = normalised(raw, model).unflatten(0, (-1, options.chunks + 1))
+            level = options.latent_noise * torch.rand(len(latents), 1, 1, 1, 1, device=device)
+            noisy = latents[:, :-1] + level * torch.randn_like(latents[:, :-1])
+            reference = latents[:, -1]
+            previous = torch.where(streams.fresh[:, None, None, None], reference,
+                                   streams.previous)
+            spoilt = options.last_noise * torch.rand(len(latents), 1, 1, 1, device=device)
+            last = streams.last + spoilt * torch.randn_like(streams.last)
+            made, *candidates = unroll(model.decoder, noisy,
+                                       Sight(previous, last, reference, streams.picture))
+        picture, plain = loss_function(made, true, weight, streams.last, before, ~streams.fresh,
+                                       options)
+        each = candidates_function(*candidates, true, weight)
+        clean = latents[:, :-1].flatten(0, 1)
+        groups = (options.chunks, FRAMES_PER_CHUNK)
+        read = F.mse_loss(probe(clean, marks.unflatten(1, groups).mean(2).flatten(0, 1)),
+                          units.unflatten(1, groups).flatten(0, 1))
+        loss = picture + options.candidates_weight * each + options.probe_weight * read
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         process.mean_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         average.update()
+        streams.keep(made[:, -1], noisy[:, -1])
         step += 1
-        log.add(step, loss=picture, l1=plain, probe=read, latent=latent.float().std())
+        log.add(step, loss=picture, l1=plain, candidates=each, probe=read)
     average.swap()
     measure_latents(model, shard, process)
     log.plot()
+
+
+def _unroll(decoder: Decoder, latents: Tensor, sight: Sight) -> tuple[Tensor, ...]:
+    """Frames of successive chunks [B, n, C, h, w] and their candidates (see `Decoder.blend`),
+    each [B, 4 n, 3, H, W]."""
+    steps = []
+    for latent in latents.unbind(1):
+        steps.append(tuple(part.float() for part in decoder.blend(latent, sight)))
+        sight = sight._replace(previous=latent, last=steps[-1][0][:, -1].clamp(-1.0, 1.0))
+    return tuple(torch.cat(parts, 1) for parts in zip(*steps, strict=True))
+
+
+def candidates_loss(drawn: Tensor, last: Tensor, reference: Tensor, true: Tensor,
+                    weight: Tensor) -> Tensor:
+    """What keeps every candidate useful: L1 of the drawn pixels, and of the moved pictures
+    shrunk 4 and 16 times, which leads their flows home from afar."""
+    loss = ((drawn - true).abs() * weight).mean() / weight.mean()
+    for moved in (last, reference):
+        error = (moved - true).flatten(0, 1)
+        for factor in (4, 16):
+            loss = loss + 0.5 * F.avg_pool2d(error, factor).abs().mean()
+    return loss
 
 
 @torch.no_grad()
@@ -156,10 +293,9 @@ def measure_latents(model: Autoencoder, shard: Shard, process: Process) -> None:
     collected = []
     for _ in range(16):
         frames, _, _ = shard.groups(32, 0.0)
-        true = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
         with torch.autocast(process.device.type, torch.bfloat16,
                             enabled=process.device.type == 'cuda'):
-            collected.append(model.encoder(true).float())
+            collected.append(model.encoder(as_input(frames)).float())
     latents = torch.cat(collected)
     model.latent_mean.copy_(latents.mean((0, 2, 3)))
     model.latent_std.copy_(latents.std((0, 2, 3)).clamp_min(1e-3))

@@ -20,8 +20,13 @@ import torch
 
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.networks import Generator
+from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.audio import train_audio
-from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
+from interactive_avatar.training.autoencoder import (
+    AutoencoderOptions,
+    as_input,
+    train_autoencoder,
+)
 from interactive_avatar.training.common import Process, join_parts, options_from, save_parts
 from interactive_avatar.training.data import Prompts, Shard, ShardOptions
 from interactive_avatar.training.denoiser import DenoiserOptions, Trainee, train_denoiser
@@ -38,7 +43,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seconds', type=float, required=True,
                         help='wall time of the stage; 0 only prepares the data')
     parser.add_argument('--audio-seconds', type=float, default=30.0,
-                        help='wall time of the audio warm-up before the autoencoder')
+                        help='wall time of the audio warm-up before the autoencoder; 0 for none')
     parser.add_argument('--assets', type=Path, default=Path('assets'),
                         help='folder with people.npz, speech/speech.npz and prompts.npz')
     parser.add_argument('--state', type=Path, default=Path('checkpoints/state'),
@@ -83,8 +88,9 @@ def main(argv: list[str] | None = None) -> int:
         leave(process)
         return 0
     if args.stage == 'autoencoder':
-        train_audio(generator.audio, shard, process, args.audio_seconds, args.out)
-        say('audio encoder trained')
+        if args.audio_seconds > 0:
+            train_audio(generator.audio, shard, process, args.audio_seconds, args.out)
+            say('audio encoder trained')
         options = options_from(args.config, AutoencoderOptions())
         train_autoencoder(generator.autoencoder, shard, process, args.seconds, args.out, options)
         say('autoencoder trained')
@@ -100,10 +106,6 @@ def main(argv: list[str] | None = None) -> int:
         generator.save(args.out / WEIGHTS, quantise=False, prefixes=trained)
         save_parts(args.out / WEIGHTS, args.out)
         (args.out / WEIGHTS).unlink()
-    if args.stage == 'autoencoder':
-        encode(generator, shard, process)
-        torch.save(shard.state(), args.state / f'latents{process.rank}.pt')
-        say('latents encoded and kept')
     leave(process)
     return 0
 
@@ -153,10 +155,9 @@ def encode(generator: Generator, shard: Shard, process: Process) -> None:
     generator.eval()
 
     def run(frames: torch.Tensor) -> torch.Tensor:
-        true = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
         with torch.autocast(process.device.type, torch.bfloat16,
                             enabled=process.device.type == 'cuda'):
-            return generator.autoencoder.encode(true).float()
+            return generator.autoencoder.encode(as_input(frames)).float()
 
     shard.encode(run)
     generator.train()
@@ -181,17 +182,28 @@ def train_denoiser_stage(args: argparse.Namespace, config: GeneratorConfig, gene
 
 
 @torch.no_grad()
-def reconstruction_sheet(generator: Generator, shard: Shard, path: Path, count: int = 12) -> None:
-    """True frames above reconstructed ones, and mouth crops of both, as one PNG."""
+def reconstruction_sheet(generator: Generator, shard: Shard, path: Path, count: int = 12,
+                         chunks: int = 12) -> None:
+    """True frames above the last ones of decoded clips, and mouth crops of both, as one PNG.
+
+    Each clip is decoded from its reference picture on, as a stream.
+    """
     from PIL import Image
 
     generator.eval()
-    frames, marks, _ = shard.groups(count, 0.0)
-    true = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
-    made = generator.autoencoder.decode(generator.autoencoder.encode(true))
-    shown = ((made.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2)
-    a, b = frames[:, 1].cpu().numpy(), shown[:, 1].cpu().numpy()
-    mouths = marks[:, 1, 0].cpu().numpy()
+    assert shard.frames is not None and shard.marks is not None
+    step = torch.arange(chunks * FRAMES_PER_CHUNK, device=shard.device)
+    clip = shard._random(len(shard.frames), count)[:, None]
+    index = shard._random(shard.length - len(step), count)[:, None] + step
+    model = generator.autoencoder
+    true = shard.frames[clip, index]
+    latents = torch.stack([model.encode(as_input(frames).unflatten(0, (-1, FRAMES_PER_CHUNK)))
+                           for frames in true])
+    seen = torch.multinomial(shard.in_view[clip[:, 0]].float() + 1e-6, 1, generator=shard.random)
+    made = model.decode_clip(latents, as_input(shard.frames[clip, seen][:, 0]))
+    shown = ((made[:, -1, -1] + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    a, b = true[:, -1].cpu().numpy(), shown.cpu().numpy()
+    mouths = shard.marks[clip, index][:, -1, 0].cpu().numpy()
     half = a.shape[1] // 8
 
     def crop(pictures: np.ndarray) -> np.ndarray:
