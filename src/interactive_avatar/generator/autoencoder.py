@@ -13,6 +13,20 @@ from interactive_avatar.generator.config import AutoencoderConfig
 
 FLOW_SCALE: Final = 0.25
 """Flow of an output of 1, in half pictures: 32 pixels at 256×256."""
+CARRIED_LOGIT_AT_FIRST: Final = -2.0
+
+
+def as_input(pictures: Tensor) -> Tensor:
+    """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
+    n = pictures.dim()  # permute, because the exporter to ONNX gets negative movedim wrong
+    return pictures.permute(*range(n - 3), n - 1, n - 3, n - 2).float() / 127.5 - 1.0
+
+
+def as_pixels(frames: Tensor) -> Tensor:
+    """[..., 3, H, W], nominally in [-1, 1] -> uint8 [..., H, W, 3]."""
+    n = frames.dim()
+    pixels = torch.round(frames * 127.5 + 127.5).clamp(0.0, 255.0)
+    return pixels.permute(*range(n - 3), n - 2, n - 1, n - 3).to(torch.uint8)
 
 
 class ResidualBlock(nn.Module):
@@ -103,6 +117,9 @@ class Decoder(nn.Module):
         for layer in (self.wide_flow, self.fine_flow, self.shares, self.last_embedding):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(cast(Tensor, layer.bias))
+        # Pictures are carried where they prove right; at first most is drawn.
+        nn.init.constant_(cast(Tensor, self.shares.bias)[:self.frames * shuffle ** 2],
+                          CARRIED_LOGIT_AT_FIRST)
         side = config.picture_px
         axis = (torch.arange(side) + 0.5) * (2.0 / side) - 1.0
         x, y = torch.meshgrid(axis, axis, indexing='xy')
@@ -129,8 +146,11 @@ class Decoder(nn.Module):
     def moved(self, picture: Tensor, flow: Tensor) -> Tensor:
         """A picture [B, 3, H, W] seen along flows [B, 4, 2, H, W] -> [B, 4, 3, H, W]."""
         # The frames' grids lie below each other, so that the picture need not be repeated.
-        at = (self.grid + flow).permute(0, 1, 3, 4, 2).flatten(1, 2)
-        seen = F.grid_sample(picture, at, mode='bilinear', padding_mode='border',
+        # What lies outside shows the edge; clamped here, because ONNX Runtime samples three times
+        # as fast with padding by zeros as by the border (`avatar bench generator`, stage decode).
+        edge = 1.0 - 1.0 / picture.shape[-1]
+        at = (self.grid + flow).clamp(-edge, edge).permute(0, 1, 3, 4, 2).flatten(1, 2)
+        seen = F.grid_sample(picture, at, mode='bilinear', padding_mode='zeros',
                              align_corners=False)
         return seen.unflatten(2, (self.frames, -1)).transpose(1, 2)
 
@@ -166,7 +186,10 @@ class Autoencoder(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """[B, 4, 3, H, W] in [-1, 1] -> normalised latent [B, C, H/16, W/16]."""
-        latent: Tensor = self.encoder(frames)
+        return self.normalised(self.encoder(frames))
+
+    def normalised(self, latent: Tensor) -> Tensor:
+        """The encoder's output [B, C, h, w] to zero mean and unit deviation per channel."""
         return (latent - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def decode(self, latent: Tensor, sight: Sight) -> Tensor:

@@ -18,6 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from interactive_avatar.generator.autoencoder import Sight, as_input, as_pixels
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.model import CONFIG_NAME, WEIGHTS_NAME, write_manifest
 from interactive_avatar.generator.networks import SCALE_SUFFIX, Generator
@@ -31,8 +32,7 @@ class _EncodeImage(nn.Module):
         self.autoencoder = g.autoencoder
 
     def forward(self, frames: Tensor) -> Tensor:
-        x = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
-        latent: Tensor = self.autoencoder.encode(x)
+        latent: Tensor = self.autoencoder.encode(as_input(frames))
         return latent
 
 
@@ -41,10 +41,11 @@ class _Decode(nn.Module):
         super().__init__()
         self.autoencoder = g.autoencoder
 
-    def forward(self, latent: Tensor) -> Tensor:
-        x = self.autoencoder.decode(latent)
-        x = torch.round(x * 127.5 + 127.5).clamp(0.0, 255.0)
-        return x.permute(0, 1, 3, 4, 2).to(torch.uint8)
+    def forward(self, latent: Tensor, previous: Tensor, reference: Tensor, last: Tensor,
+                picture: Tensor) -> Tensor:
+        x = self.autoencoder.decode(latent, Sight(previous, as_input(last), reference,
+                                                  as_input(picture)))
+        return as_pixels(x)
 
 
 class _EncodeAudio(nn.Module):
@@ -91,7 +92,9 @@ def graph_inputs(config: GeneratorConfig) -> dict[str, dict[str, Tensor]]:
         'compress': {'latents': latent[:, None].repeat(1, m.group, 1, 1, 1),
                      'reference_k': kv(config.chunk_tokens),
                      'reference_v': kv(config.chunk_tokens)},
-        'decode': {'latent': latent},
+        'decode': {'latent': latent, 'previous': torch.randn_like(latent),
+                   'reference': torch.randn_like(latent), 'last': frames[:, 0],
+                   'picture': frames[:, 1]},
     }
 
 

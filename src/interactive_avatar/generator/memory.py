@@ -106,17 +106,18 @@ class VisualMemory:
     Args:
         backend: compresses groups of latents to entries and owns the cache's arrays.
         reference: latent of the reference picture, float32 [C, 16, 16].
+        picture: the reference picture, uint8 [H, W, 3].
         policy: which long-term entry a candidate replaces once all slots are full.
     """
 
     def __init__(self, backend: Backend, reference: NDArray[np.float32],
-                 policy: KeyFramePolicy | None = None) -> None:
+                 picture: NDArray[np.uint8], policy: KeyFramePolicy | None = None) -> None:
         self._backend, self._reference = backend, reference
         self._policy = policy or DynamicKeyFrames()
         self._sizes = backend.config.memory
         self.cache = backend.new_cache()
+        self.cache.open(picture, reference)
         self.cache.place('reference', 0, backend.embed_reference(reference))
-        self.cache.follow(reference)
         self._adjacent: list[NDArray[np.float32]] = []
         self._pending: list[NDArray[np.float32]] = []
         self._short: list[Feature] = []

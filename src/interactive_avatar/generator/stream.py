@@ -76,7 +76,8 @@ class AvatarStream:
         latent = backend.encode_image(still)
         mel = np.full((config.audio.window_mels, config.audio.mel_bands), MEL_FLOOR_LN,
                       np.float32)
-        self._state = _State(VisualMemory(backend, latent, KEY_FRAME_POLICIES[key_frames]()),
+        self._state = _State(VisualMemory(backend, latent, reference,
+                                          KEY_FRAME_POLICIES[key_frames]()),
                              mel, np.zeros(CHUNK_SAMPLES, np.int16), 0, prompt)
         self._bank.prepare(prompt)
 
@@ -159,7 +160,7 @@ class AvatarStream:
                         (a.latent_channels, a.latent_px, a.latent_px),
                         self.config.sampler.levels, random)
         marks.append(time.perf_counter())
-        frames = backend.decode(latent)
+        frames = backend.decode(latent, cache)
         marks.append(time.perf_counter())
         level = self.config.sampler.commit_level
         noise = random.standard_normal(latent.shape, np.float32)

@@ -4,7 +4,8 @@
 The decoder goes on from what it showed last, so it is trained as it runs: streams walk through
 clips, two chunks a step, and keep their own last frame from step to step, for thousands of frames
 (truncated backpropagation through time). Latents are normalised by the statistics of the batch
-and handed over with noise, so that what they say survives the errors of a denoiser.
+(of the model, where only the decoder is trained) and handed over with noise, so that what they say
+survives the errors of a denoiser.
 
 The picture error is weighted around mouth and eyes, whose blur costs most: a latent cell covers
 16×16 pixels of four frames, and a face is judged by a few of them. A small head reads the mouth's
@@ -15,12 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interactive_avatar.generator.autoencoder import Autoencoder, Decoder, Sight
+from interactive_avatar.generator.autoencoder import Autoencoder, Decoder, Sight, as_input
 from interactive_avatar.generator.config import AutoencoderConfig
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Average, Budget, Log, Process, learning_rate
@@ -29,7 +31,12 @@ from interactive_avatar.training.data import Shard
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
-    """Options of the stage; batch counts streams per GPU, chunks those of one step."""
+    """Options of the stage; batch counts streams per GPU, chunks those of one step.
+
+    ``decoder_only`` leaves the encoder and the statistics of its latents as they are, so that a
+    denoiser trained on them stays valid. ``predicted_share`` is the part of streams whose latents
+    are the denoiser's predictions, where there are some (`Shard.predicted`).
+    """
 
     batch: int = 24
     chunks: int = 2
@@ -47,6 +54,8 @@ class AutoencoderOptions:
     still_share: float = 0.1
     restart_share: float = 0.02
     jump_share: float = 0.01
+    decoder_only: bool = False
+    predicted_share: float = 0.5
 
 
 class Probe(nn.Module):
@@ -88,6 +97,23 @@ def face_weight(marks_px: Tensor, side_px: int, options: AutoencoderOptions) -> 
     return weight[:, :, None]
 
 
+class Step(NamedTuple):
+    """What streams show next, n = 4 · chunks frames each.
+
+    Attributes:
+        frames: [B, 1 + n, 3, H, W] in [-1, 1], the first being the one before.
+        marks: [B, n, 3, 2] in pixels; units: [B, n, k].
+        predicted: the denoiser's idea of the latents, [B, chunks, C, h, w], or None.
+        uses_predicted: bool [B], whether a stream is to be decoded from it.
+    """
+
+    frames: Tensor
+    marks: Tensor
+    units: Tensor
+    predicted: Tensor | None
+    uses_predicted: Tensor
+
+
 class Streams:
     """Streams that walk through a shard's clips and carry what their decoder showed last.
 
@@ -105,6 +131,7 @@ class Streams:
         self._step = FRAMES_PER_CHUNK * options.chunks
         self._clip = torch.zeros(count, dtype=torch.int64, device=device)
         self._at = torch.full((count,), shard.length, device=device)
+        self._uses_predicted = torch.zeros(count, dtype=torch.bool, device=device)
         self.picture = torch.zeros(count, 3, side, side, device=device)
         self.last = torch.zeros_like(self.picture)
         self.previous = torch.zeros(count, config.latent_channels, config.latent_px,
@@ -115,37 +142,40 @@ class Streams:
         return torch.rand(len(self._at), device=self._at.device,
                           generator=self._shard.random) < share
 
-    def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Go on by a step.
-
-        Returns:
-            frames [B, 1 + 4 · chunks, 3, H, W] in [-1, 1], the first being the one before; marks
-            [B, 4 · chunks, 3, 2] in pixels; units [B, 4 · chunks, k].
-        """
-        shard, count = self._shard, len(self._at)
+    def next(self) -> Step:
+        """Go on by a step, at borders of chunks."""
+        shard, options, count = self._shard, self._options, len(self._at)
         assert shard.frames is not None and shard.marks is not None
         high = shard.length - self._step + 1
         over = self._at >= high
-        self.fresh = over | self._chance(self._options.restart_share)
-        anywhere = shard._random(high, count)
-        leap = self.fresh | self._chance(self._options.jump_share)
+        self.fresh = over | self._chance(options.restart_share)
+        anywhere = shard._random(high // FRAMES_PER_CHUNK + 1, count) * FRAMES_PER_CHUNK
+        leap = self.fresh | self._chance(options.jump_share)
         self._clip = torch.where(self.fresh, shard._random(len(shard.frames), count), self._clip)
-        self._at = torch.where(leap, anywhere, self._at)
+        self._at = torch.where(leap, anywhere.clamp(max=high - 1), self._at)
+        self._uses_predicted = torch.where(self.fresh, self._chance(options.predicted_share),
+                                           self._uses_predicted)
         seen = torch.multinomial(shard.in_view[self._clip].float() + 1e-6, 1,
                                  generator=shard.random)[:, 0]
         picture = as_input(shard.frames[self._clip, seen])
         fresh = self.fresh[:, None, None, None]
         self.picture = torch.where(fresh, picture, self.picture)
         self.last = torch.where(fresh, picture, self.last)
-        moving = ~self._chance(self._options.still_share)[:, None]
+        moving = ~self._chance(options.still_share)
         step = torch.arange(self._step, device=self._at.device)[None]
-        index = self._at[:, None] + step * moving
-        before = torch.where(moving[:, 0], self._at - 1, self._at).clamp_min(0)
+        index = self._at[:, None] + step * moving[:, None]
+        before = torch.where(moving, self._at - 1, self._at).clamp_min(0)
         shown = torch.cat([before[:, None], index], 1)
-        frames = as_input(shard.frames[self._clip[:, None], shown])
-        result = (frames, shard.marks[self._clip[:, None], index],
-                  shard.probe_units[self._clip[:, None], index])
-        self._at = torch.where(moving[:, 0], self._at + self._step, self._at)
+        predicted = None
+        if shard.predicted is not None:
+            chunk = self._at[:, None] // FRAMES_PER_CHUNK + torch.arange(
+                options.chunks, device=self._at.device)
+            predicted = shard.predicted[self._clip[:, None], chunk]
+        result = Step(as_input(shard.frames[self._clip[:, None], shown]),
+                      shard.marks[self._clip[:, None], index],
+                      shard.probe_units[self._clip[:, None], index],
+                      predicted, self._uses_predicted & moving)
+        self._at = torch.where(moving, self._at + self._step, self._at)
         return result
 
     def keep(self, last: Tensor, previous: Tensor) -> None:
@@ -153,11 +183,6 @@ class Streams:
         last = last.detach().float().clamp(-1.0, 1.0)
         self.last = torch.round(last * 127.5) / 127.5
         self.previous = previous.detach()
-
-
-def as_input(frames: Tensor) -> Tensor:
-    """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [-1, 1]."""
-    return frames.movedim(-1, -3).float() / 127.5 - 1.0
 
 
 def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor,
@@ -209,10 +234,12 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     probe = Probe(model.encoder.out.out_channels, shard.probe_units.shape[-1], 4).to(device)
     process.share_weights(probe)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parameters = [*model.parameters(), *probe.parameters()]
+    frozen = options.decoder_only
+    trained: list[nn.Module] = [model.decoder] if frozen else [model, probe]
+    parameters = [p for module in trained for p in module.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=options.peak_rate, betas=(0.9, 0.99),
                                   weight_decay=1e-4, fused=device.type == 'cuda')
-    average = Average(model)
+    average = Average(model.decoder if frozen else model)
     log = Log(out, 'autoencoder', process)
     compiled = device.type == 'cuda'
     encoder = torch.compile(model.encoder) if compiled else model.encoder
@@ -225,17 +252,25 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     while (progress := budget.progress()) < 1.0:
         for group in optimiser.param_groups:
             group['lr'] = learning_rate(progress, options.peak_rate)
-        frames, marks, units = streams.next()
+        frames, marks, units, predicted, uses_predicted = streams.next()
         before, true = frames[:, 0], frames[:, 1:]
         weight = face_weight(marks, frames.shape[-1], options)
         chunks = true.unflatten(1, (options.chunks, FRAMES_PER_CHUNK))
         still = streams.picture[:, None, None].expand(-1, 1, FRAMES_PER_CHUNK, -1, -1, -1)
         with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
-            raw = encoder(torch.cat([chunks, still], 1).flatten(0, 1))
-            latents = normalised(raw, model).unflatten(0, (-1, options.chunks + 1))
+            shown = torch.cat([chunks, still], 1).flatten(0, 1)
+            if frozen:
+                with torch.no_grad():
+                    latents = model.normalised(encoder(shown).float())
+            else:
+                latents = normalised(encoder(shown), model)
+            latents = latents.unflatten(0, (-1, options.chunks + 1))
+            given, reference = latents[:, :-1], latents[:, -1]
+            if predicted is not None:
+                given = torch.where(uses_predicted[:, None, None, None, None],
+                                    predicted.to(given.dtype), given)
             level = options.latent_noise * torch.rand(len(latents), 1, 1, 1, 1, device=device)
-            noisy = latents[:, :-1] + level * torch.randn_like(latents[:, :-1])
-            reference = latents[:, -1]
+            noisy = given + level * torch.randn_like(given)
             previous = torch.where(streams.fresh[:, None, None, None], reference,
                                    streams.previous)
             spoilt = options.last_noise * torch.rand(len(latents), 1, 1, 1, device=device)
@@ -245,11 +280,15 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
         picture, plain = loss_function(made, true, weight, streams.last, before, ~streams.fresh,
                                        options)
         each = candidates_function(*candidates, true, weight)
-        clean = latents[:, :-1].flatten(0, 1)
-        groups = (options.chunks, FRAMES_PER_CHUNK)
-        read = F.mse_loss(probe(clean, marks.unflatten(1, groups).mean(2).flatten(0, 1)),
-                          units.unflatten(1, groups).flatten(0, 1))
-        loss = picture + options.candidates_weight * each + options.probe_weight * read
+        loss = picture + options.candidates_weight * each
+        figures = {'loss': picture, 'l1': plain, 'candidates': each}
+        if not frozen:
+            clean = latents[:, :-1].flatten(0, 1)
+            groups = (options.chunks, FRAMES_PER_CHUNK)
+            read = F.mse_loss(probe(clean, marks.unflatten(1, groups).mean(2).flatten(0, 1)),
+                              units.unflatten(1, groups).flatten(0, 1))
+            loss = loss + options.probe_weight * read
+            figures['probe'] = read
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         process.mean_gradients(parameters)
@@ -258,9 +297,10 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
         average.update()
         streams.keep(made[:, -1], noisy[:, -1])
         step += 1
-        log.add(step, loss=picture, l1=plain, candidates=each, probe=read)
+        log.add(step, **figures)
     average.swap()
-    measure_latents(model, shard, process)
+    if not frozen:
+        measure_latents(model, shard, process)
     log.plot()
 
 

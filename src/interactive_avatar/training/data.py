@@ -112,6 +112,7 @@ class Shard:
         mel: uint8 [clips, 4 n, 64]; mouth: float32 [clips, n, 16]; probe_units: [clips, n, k].
         prompt_ids: int64 [clips, n / 4].
         latents: float16 [clips, n / 4, C, h, w] once encoded; references likewise [clips, 6, …].
+        predicted: the latents as a denoiser sees them through noise, or None.
     """
 
     def __init__(self, performances: Sequence[Performance], device: torch.device,
@@ -136,6 +137,7 @@ class Shard:
         self.marks: Tensor | None = None
         self.latents: Tensor | None = None
         self.references: Tensor | None = None
+        self.predicted: Tensor | None = None
 
     @classmethod
     def render(cls, options: ShardOptions, config: GeneratorConfig, people: Path, speech: Path,
@@ -242,7 +244,7 @@ class Shard:
         """Encoded clips of one or more shards, without pictures."""
         shard = object.__new__(cls)
         shard.device, shard.config = device, config
-        shard.performances, shard.frames = [], None
+        shard.performances, shard.frames, shard.predicted = [], None, None
         shard.random = torch.Generator(device=device)
         shard.random.manual_seed(seed)
         for name in ENCODED:
@@ -276,8 +278,11 @@ class WindowBatch:
 
 
 def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
-                 mouth_weight: float = 4.0, eye_weight: float = 2.0) -> WindowBatch:
+                 mouth_weight: float = 4.0, eye_weight: float = 2.0,
+                 at: tuple[Tensor, Tensor] | None = None) -> WindowBatch:
     """Windows with the memory that a stream would hold there.
+
+    They lie anywhere, or where ``at`` says: clips and first targets, int64 [batch] each.
 
     A stream is taken to have begun at a random earlier chunk of the clip; everything before is
     masked. Groups of the short memory lie at a random phase; long-term entries are random older
@@ -288,8 +293,8 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     config, device = shard.config, shard.device
     m = config.memory
     chunks = shard.latents.shape[1]
-    clip = shard._random(len(shard.latents), batch)
-    s = shard._random(chunks - targets + 1, batch)
+    clip, s = at or (shard._random(len(shard.latents), batch),
+                     shard._random(chunks - targets + 1, batch))
     roll = torch.rand(batch, device=device, generator=shard.random)
     back = shard._random(60, batch)
     begin = torch.where(roll < 0.12, s, torch.where(roll < 0.4, (s - back).clamp_min(0), 0))

@@ -18,18 +18,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from interactive_avatar.generator.autoencoder import as_input, as_pixels
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.networks import Generator
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.audio import train_audio
-from interactive_avatar.training.autoencoder import (
-    AutoencoderOptions,
-    as_input,
-    train_autoencoder,
-)
+from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
 from interactive_avatar.training.common import Process, join_parts, options_from, save_parts
 from interactive_avatar.training.data import Prompts, Shard, ShardOptions
-from interactive_avatar.training.denoiser import DenoiserOptions, Trainee, train_denoiser
+from interactive_avatar.training.denoiser import (
+    DenoiserOptions,
+    Trainee,
+    predict_shard,
+    train_denoiser,
+)
 
 WEIGHTS = 'generator.safetensors'
 CLIPS_AT_ONCE = 110
@@ -92,6 +94,14 @@ def main(argv: list[str] | None = None) -> int:
             train_audio(generator.audio, shard, process, args.audio_seconds, args.out)
             say('audio encoder trained')
         options = options_from(args.config, AutoencoderOptions())
+        if options.decoder_only:
+            # The next stage needs these latents too: the clips are drawn once for both.
+            encode(generator, shard, process)
+            torch.save(shard.state(), args.state / f'latents{process.rank}.pt')
+            prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens,
+                              process.device)
+            predict_shard(Trainee(generator.audio, generator.denoiser), shard, prompts)
+            say('latents encoded and predicted')
         train_autoencoder(generator.autoencoder, shard, process, args.seconds, args.out, options)
         say('autoencoder trained')
         if process.leads:
@@ -201,7 +211,7 @@ def reconstruction_sheet(generator: Generator, shard: Shard, path: Path, count: 
                            for frames in true])
     seen = torch.multinomial(shard.in_view[clip[:, 0]].float() + 1e-6, 1, generator=shard.random)
     made = model.decode_clip(latents, as_input(shard.frames[clip, seen][:, 0]))
-    shown = ((made[:, -1, -1] + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    shown = as_pixels(made[:, -1, -1])
     a, b = true[:, -1].cpu().numpy(), shown.cpu().numpy()
     mouths = shard.marks[clip, index][:, -1, 0].cpu().numpy()
     half = a.shape[1] // 8

@@ -21,7 +21,12 @@ MASKED = np.float32(-1e4)
 
 
 class Cache(Protocol):
-    """Context of self-attention: slots of keys and values, and which of them are filled."""
+    """What a stream's next chunk sees: slots of keys and values for self-attention, the latent it
+    follows, and for the decoder the reference picture and the frame shown last."""
+
+    def open(self, picture: NDArray[np.uint8], latent: NDArray[np.float32]) -> None:
+        """Begin a stream at a reference picture uint8 [H, W, 3] with its latent [C, 16, 16]."""
+        ...
 
     def place(self, kind: str, index: int, entry: KeysValues) -> None:
         """Fill slot ``index`` of ``kind`` (reference, long, short, adjacent)."""
@@ -87,6 +92,7 @@ class Backend(Protocol):
         """Latents float32 [group, C, 16, 16] -> keys and values of one memory entry."""
         ...
 
-    def decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Latent float32 [C, 16, 16] -> frames uint8 [4, H, W, 3]."""
+    def decode(self, latent: NDArray[np.float32], cache: Any) -> NDArray[np.uint8]:
+        """Latent float32 [C, 16, 16] -> frames uint8 [4, H, W, 3], going on from the frame that
+        the cache's stream showed last; the cache then holds the last of these."""
         ...

@@ -43,6 +43,9 @@ class OnnxCache:
         self.mask = np.full((1, config.context_tokens), MASKED, np.float32)
         a = config.autoencoder
         self.previous = np.zeros((1, a.latent_channels, a.latent_px, a.latent_px), np.float32)
+        self.reference = self.previous
+        self.picture = np.zeros((1, a.picture_px, a.picture_px, 3), np.uint8)
+        self.last = self.picture
         self._cos, self._sin = cache_table(config)
         self._slots = config.cache_layout
 
@@ -55,6 +58,11 @@ class OnnxCache:
     def _turn(self, span: slice) -> None:
         self.rotated[..., span, :] = rotate(self.k[..., span, :],
                                             (self._cos[span], self._sin[span]))
+
+    def open(self, picture: NDArray[np.uint8], latent: NDArray[np.float32]) -> None:
+        """See `Cache.open`."""
+        self.picture = self.last = picture[None]
+        self.reference = self.previous = latent[None].astype(np.float32)
 
     def place(self, kind: str, index: int, entry: Pair) -> None:
         """See `Cache.place`."""
@@ -184,6 +192,9 @@ class OnnxBackend:
                          reference_v=reference_v)
         return k, v
 
-    def decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def decode(self, latent: NDArray[np.float32], cache: OnnxCache) -> NDArray[np.uint8]:
         """See `Backend.decode`."""
-        return self._run('decode', latent=latent[None])[0][0]
+        frames = self._run('decode', latent=latent[None], previous=cache.previous,
+                           reference=cache.reference, last=cache.last, picture=cache.picture)[0][0]
+        cache.last = frames[None, -1]
+        return frames

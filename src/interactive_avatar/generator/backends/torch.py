@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from interactive_avatar.generator.autoencoder import Sight, as_input, as_pixels
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.model import ModelFiles
@@ -31,7 +32,16 @@ class TorchCache:
         a = config.autoencoder
         self.previous = torch.zeros((1, a.latent_channels, a.latent_px, a.latent_px),
                                     device=device, dtype=dtype)
+        self.reference = self.previous
+        self.picture = torch.zeros((1, 3, a.picture_px, a.picture_px), device=device, dtype=dtype)
+        self.last = self.picture
         self._slots = config.cache_layout
+
+    def open(self, picture: NDArray[np.uint8], latent: NDArray[np.float32]) -> None:
+        """See `Cache.open`."""
+        shown = torch.from_numpy(picture[None]).to(self.picture.device)
+        self.picture = self.last = as_input(shown).to(self.picture.dtype)
+        self.reference = self.previous = torch.from_numpy(latent[None]).to(self.previous)
 
     def place(self, kind: str, index: int, entry: Pair) -> None:
         """See `Cache.place`."""
@@ -116,7 +126,7 @@ class TorchBackend:
     @torch.no_grad()
     def encode_image(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Backend.encode_image`."""
-        x = self._tensor(frames).permute(0, 1, 4, 2, 3) / 127.5 - 1.0
+        x = as_input(torch.from_numpy(frames[None]).to(self.device)).to(self.dtype)
         return self._array(self._networks.autoencoder.encode(x))
 
     @torch.no_grad()
@@ -168,9 +178,11 @@ class TorchBackend:
         return self._networks.denoiser.entry(self._tensor(latents), *cache.take('reference', 0))
 
     @torch.no_grad()
-    def decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def decode(self, latent: NDArray[np.float32], cache: TorchCache) -> NDArray[np.uint8]:
         """See `Backend.decode`."""
-        frames = self._networks.autoencoder.decode(self._tensor(latent))[0].float()
-        pixels = torch.round(frames * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-        array: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        frames = self._networks.autoencoder.decode(self._tensor(latent), Sight(
+            cache.previous, cache.last, cache.reference, cache.picture))[0].float()
+        pixels = as_pixels(frames)
+        cache.last = as_input(pixels[-1:]).to(self.dtype)
+        array: NDArray[np.uint8] = pixels.cpu().numpy()
         return array
