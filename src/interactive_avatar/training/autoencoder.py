@@ -27,6 +27,7 @@ from interactive_avatar.generator.config import AutoencoderConfig
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Average, Budget, Log, Process, learning_rate
 from interactive_avatar.training.data import Shard
+from interactive_avatar.training.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -56,29 +57,6 @@ class AutoencoderOptions:
     jump_share: float = 0.01
     decoder_only: bool = False
     predicted_share: float = 0.5
-
-
-class Probe(nn.Module):
-    """Reads units of the four frames off the latent around mouth and eyes; training only."""
-
-    def __init__(self, channels: int, units: int, frames: int) -> None:
-        super().__init__()
-        self.frames = frames
-        self.linear = nn.Linear(channels * 3 * 9, frames * units)
-        axis = torch.arange(3.0) - 1.0
-        self.register_buffer('offsets', torch.cartesian_prod(axis, axis).flip(1))
-
-    offsets: Tensor
-
-    def forward(self, latent: Tensor, marks_px: Tensor) -> Tensor:
-        """latent [B, C, h, w], marks [B, 3, 2] in pixels (x, y) -> [B, frames, units]."""
-        side = latent.shape[-1]
-        cells = marks_px / 16.0 - 0.5
-        points = (cells[:, :, None] + self.offsets).clamp(0, side - 1)
-        grid = points / (side - 1) * 2 - 1
-        taken = F.grid_sample(latent.float(), grid, align_corners=True)
-        out: Tensor = self.linear(taken.flatten(1))
-        return out.unflatten(1, (self.frames, -1))
 
 
 def face_weight(marks_px: Tensor, side_px: int, options: AutoencoderOptions) -> Tensor:

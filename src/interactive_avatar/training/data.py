@@ -261,6 +261,7 @@ class WindowBatch:
         latents: [B, T + 2, C, h, w], clip frames s - 2 … s + T - 1.
         follows: [B, F] bool, whether a frame has one before it (else the reference stands there).
         mel: [B, T + 2, 96, 64]; mouth: [B, T + 2, 4, 16]; weight: [B, T, 1, h, w].
+        marks: of the targets, [B, T, 3, 2] in pixels; units: [B, T, 4, k], as `probe_units`.
         the rest as in `Window`, for its F = 2 T + 1 frames.
     """
 
@@ -269,6 +270,8 @@ class WindowBatch:
     mel: Tensor
     mouth: Tensor
     weight: Tensor
+    marks: Tensor
+    units: Tensor
     reference: Tensor
     groups: Tensor
     short_index: Tensor
@@ -352,7 +355,9 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
 
     pick = shard._random(REFERENCES_PER_CLIP, batch)
     frame_index = inside[:, 2:, None] * FRAMES_PER_CHUNK + step
-    marks = shard.marks[clip[:, None, None], frame_index].mean(2) / 16.0
+    marks_px = shard.marks[clip[:, None, None], frame_index].mean(2)
+    marks = marks_px / 16.0
+    units = shard.probe_units[clip[:, None, None], frame_index]
     side = config.autoencoder.latent_px
     axis = torch.arange(side, device=device) + 0.5
     across, down = (axis - marks[..., :1]) ** 2, (axis - marks[..., 1:]) ** 2
@@ -360,7 +365,7 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     weight = 1.0 + mouth_weight * near[:, :, 0] + eye_weight * (near[:, :, 1] + near[:, :, 2])
     reference = shard.references[clip, pick].float()
     return WindowBatch(latents, adjacent_visible[..., 1], mel, mouth, weight[:, :, None],
-                       reference, groups, short_index, mask, chosen, text_index)
+                       marks_px, units, reference, groups, short_index, mask, chosen, text_index)
 
 
 def noised_window(batch: WindowBatch, made: Tensor, context: Tensor, context_level: Tensor,

@@ -23,12 +23,14 @@ from interactive_avatar.generator.denoiser import Denoiser, Window
 from interactive_avatar.training.audio import disturb
 from interactive_avatar.training.common import Average, Budget, Log, Process, learning_rate
 from interactive_avatar.training.data import (
+    PROBE_UNITS,
     Prompts,
     Shard,
     WindowBatch,
     draw_windows,
     noised_window,
 )
+from interactive_avatar.training.probe import fit_probe
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class DenoiserOptions:
     text_drop: float = 0.05
     audio_drop: float = 0.05
     mouth_head_weight: float = 0.1
+    reading_weight: float = 0.05
     average_decay: float = 0.9985
     settle_share: float = 0.15
 
@@ -126,6 +129,10 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
         denoiser._window_layer = torch.compile(denoiser._window_layer)  # type: ignore[method-assign]
     levels = denoiser.config.sampler.levels
     middle = levels[1] if len(levels) > 1 else 0.5
+    reading = fit_probe(shard)
+    if process.leads:
+        print(f'units read off latents: {float(reading.explained.mean()):.2f} of their variance, '
+              f'jawOpen {float(reading.explained[PROBE_UNITS.index("jawOpen")]):.2f}', flush=True)
     log = Log(out, 'denoiser', process)
     budget = Budget(process, seconds, done, until)
     step = 0
@@ -159,16 +166,20 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
             # The latent before is used clean by the stream; noise here keeps the model from
             # trusting it to the last digit, which is how errors would pile up.
             spread = torch.rand(shape[0], 1, 1, 1, 1, device=device) * options.previous_noise
-            made = context + spread * torch.randn_like(context)
-            window = noised_window(batch, made, noisy_c, level_c, mix(clean, level, noise), level,
-                                   audio, prompts)
+            handed = context + spread * torch.randn_like(context)
+            window = noised_window(batch, handed, noisy_c, level_c, mix(clean, level, noise),
+                                   level, audio, prompts)
             window.text_mask = torch.where(dropped[:, None, None], 0.0, window.text_mask)
             window.text = torch.where(dropped[:, None, None, None], 0.0, window.text)
             velocity = denoiser.window(window)
         error = (velocity.float() - (noise - clean)).square()
         weight = batch.weight / batch.weight.mean()
         loss = (error * weight).mean()
-        total = loss + options.mouth_head_weight * read
+        # x_t − t v, written as the truth and the error of v, which are at hand.
+        made = clean - level[..., None, None, None] * (velocity.float() - (noise - clean))
+        units = reading.loss(made.flatten(0, 1), batch.marks.flatten(0, 1),
+                             batch.units.flatten(0, 1))
+        total = loss + options.mouth_head_weight * read + options.reading_weight * units
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         process.mean_gradients(parameters)
@@ -179,7 +190,7 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
         with torch.no_grad():
             start = (level >= 1.0)[..., None, None, None]
             at_start = (error * start).sum() / (start.sum() * error[0, 0].numel()).clamp_min(1)
-        log.add(step, loss=loss, at_start=at_start, mouth=read, gradient=norm)
+        log.add(step, loss=loss, at_start=at_start, mouth=read, units=units, gradient=norm)
     kept: dict[str, object] = {
         'raw': [p.detach().clone().cpu() for p in model.parameters()],
         'average': [v.clone().cpu() for v in average.values],

@@ -111,8 +111,10 @@ def main(argv: list[str] | None = None) -> int:
     if process.leads:
         generator.save(args.state / WEIGHTS, quantise=False)
         # Only what the stage trained travels: the autoencoder stays as its own stage left it.
-        trained = ('autoencoder.', 'audio.') if args.stage == 'autoencoder' \
-            else ('audio.', 'denoiser.')
+        trained = ('audio.', 'denoiser.')
+        if args.stage == 'autoencoder':
+            trained = ('autoencoder.decoder.',) if options.decoder_only \
+                else ('autoencoder.', 'audio.')
         generator.save(args.out / WEIGHTS, quantise=False, prefixes=trained)
         save_parts(args.out / WEIGHTS, args.out)
         (args.out / WEIGHTS).unlink()
