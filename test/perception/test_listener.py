@@ -117,6 +117,55 @@ def test_a_pause_inside_a_sentence_does_not_end_it(make: Make) -> None:
     assert events[-1].text == '1280 ms'
 
 
+class Says:
+    """A recogniser that always hears the same words, as surely as told."""
+
+    def __init__(self, text: str, confidence: float = 0.9) -> None:
+        self._heard = Recognition(text, confidence, 0.0)
+
+    def recognise(self, samples: NDArray[np.int16], final: bool = True) -> Recognition:
+        """The same words."""
+        return self._heard
+
+
+@pytest.mark.parametrize('text, confidence, options, reason, silence_ms', [
+    ('Please nod.', 0.9, {}, 'complete', 288),
+    ('Please nod.', 0.3, {}, 'silence', 512),
+    ('Put on your.', 0.9, {}, 'silence', 512),
+    ('Bitte nicke.', 0.9, {'language': 'de'}, 'silence', 512),
+    ('Please nod.', 0.9, {'complete_silence_ms': 0}, 'silence', 512),
+    ('', 0.0, {}, 'silence', 512),
+])
+def test_a_complete_sentence_ends_before_the_silence_does(
+        text: str, confidence: float, options: dict[str, Any], reason: str,
+        silence_ms: int) -> None:
+    listener = Listener(ListenerOptions(partial_interval_ms=0, **options),
+                        lambda: Says(text, confidence), Loudness())
+    try:
+        samples = sound(512, 1024, 800)
+        for at in range(0, samples.size, 512):
+            events = [*listener.push(samples[at:at + 512], T0_NS + at * 62_500),
+                      *listener.wait(5)]
+            ended = [event for event in events if isinstance(event, SpeechEnded)]
+            if ended:
+                break
+        assert ended[0].reason == reason
+        assert ended[0].stamp_ns == T0_NS + 1536 * MS
+        assert at // 16 + 32 - 1536 == silence_ms
+        final = [event for event in events if isinstance(event, Final)]
+        assert [event.text for event in final] == [text]
+    finally:
+        listener.close()
+
+
+def test_words_in_a_pause_are_told_as_such(make: Make) -> None:
+    partials = [event for event in hear(make(), sound(320, 1024, 256, 640, 800))
+                if isinstance(event, Partial)]
+    assert [(partial.text, partial.pause) for partial in partials if partial.pause] == [
+        ('1024 ms', True), ('1664 ms', True)]
+    assert any(not partial.pause for partial in partials)
+
+
 def test_words_come_without_waiting_where_recognition_is_not_waited_for(make: Make) -> None:
     listener = make()
     events = listener.push(sound(320, 640, 1000), T0_NS)
@@ -126,7 +175,7 @@ def test_words_come_without_waiting_where_recognition_is_not_waited_for(make: Ma
 
 
 def test_short_loss_is_bridged_and_long_loss_starts_anew(make: Make) -> None:
-    listener = make(partial_interval_ms=0)
+    listener = make(partial_interval_ms=0, early_ms=224)
     hear(listener, sound(320, 640))
     events = hear(listener, sound(0, 320), T0_NS + 1120 * MS)
     assert events == [AudioGap(T0_NS + 1120 * MS, 160, bridged=True)]

@@ -3,7 +3,7 @@
 
 A thin adapter over `perception.Listener`, which runs in a thread of its own behind a bounded
 queue. When the queue is full the oldest sound goes, and the listener is told of the gap by the
-stamps.
+stamps. The avatar's own sound is heard too, so that its echo is not taken for the user.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from interactive_avatar.nodes.messages import samples_of, to_ns, to_time
 from interactive_avatar.nodes.options import option
 from interactive_avatar.perception import (
     AudioGap,
+    EchoGuard,
     EndpointOptions,
     Event,
     Final,
     Listener,
     ListenerOptions,
     Partial,
+    PerceptionError,
     SpeechEnded,
     SpeechStarted,
     WhisperRecogniser,
@@ -60,12 +62,16 @@ class PerceptionOptions:
                            minimum=0.01, maximum=0.99)
     trailing_silence_ms: int = option(500, 'silence that ends an utterance, ms',
                                       minimum=100, maximum=5000)
+    complete_silence_ms: int = option(288, 'silence that ends a sentence whose words are complete '
+                                           'and surely recognised, ms; 0 to wait for '
+                                           'trailing_silence_ms always', minimum=0, maximum=5000)
     max_speech_ms: int = option(25000, 'an utterance is cut at this length, ms',
                                 minimum=1000, maximum=28000)
     partial_interval_ms: int = option(600, 'time between partial results, ms; 0 for none',
                                       minimum=0, maximum=10000)
     queue_blocks: int = option(100, 'blocks of sound that may wait; the oldest goes first',
                                minimum=4, maximum=10000)
+    echo_guard: bool = option(True, "take the avatar's own voice out of what the microphone hears")
     hri: bool = option(True, 'follow the humans of ROS4HRI (REP-155) where hri_msgs is installed')
     audio_common: bool = option(True, 'take user/audio_stamped where audio_common_msgs is '
                                       'installed')
@@ -93,17 +99,33 @@ class PerceptionNode(AvatarNode):
         self._blocks: queue.Queue[tuple[NDArray[np.int16], int]] = queue.Queue(
             options.queue_blocks)
         self._guard = SequenceGuard()
+        self._echo = self._open_echo_guard()
         self._listener = Listener(
             ListenerOptions(
                 EndpointOptions(onset=options.onset, offset=options.offset,
                                 trailing_silence_ms=options.trailing_silence_ms,
                                 max_speech_ms=options.max_speech_ms),
-                partial_interval_ms=options.partial_interval_ms),
+                partial_interval_ms=options.partial_interval_ms,
+                complete_silence_ms=options.complete_silence_ms, language=options.language),
             open_recogniser=lambda: WhisperRecogniser(
-                options.model or None, language=options.language, threads=options.threads))
+                options.model or None, language=options.language, threads=options.threads),
+            echo=self._echo)
         self._perception = self.publish_to(UserPerception, 'perception', qos.EVENT)
         self.listen_to(AudioChunk, 'user/audio', self._on_audio, qos.SENSOR_AUDIO)
+        if self._echo is not None:
+            self.listen_to(AudioChunk, 'audio', self._on_own_audio, qos.AUDIO)
+            self.diagnostics.watch(self._echo.figures)
         self._adapt()
+
+    def _open_echo_guard(self) -> EchoGuard | None:
+        if not self.options.echo_guard:
+            return None
+        try:
+            return EchoGuard()
+        except PerceptionError as error:
+            # An avatar that hears itself is of more use than one that is deaf.
+            self.report('echo_guard', f'the avatar may interrupt itself: {error}', WARN)
+            return None
 
     def _adapt(self) -> None:
         """Make the optional inputs whose message packages are installed."""
@@ -142,6 +164,10 @@ class PerceptionNode(AvatarNode):
         if gap is not None:
             self.report('audio_gap', f'user/audio: {gap}', WARN)
         self._hear(samples, to_ns(message.header.stamp))
+
+    def _on_own_audio(self, message: AudioChunk) -> None:
+        if self._echo is not None and self._thread is not None:
+            self._echo.hear_own(samples_of(message), to_ns(message.header.stamp))
 
     def _perceive(self, message: UserPerception) -> None:
         if self._thread is not None:
@@ -195,9 +221,12 @@ class PerceptionNode(AvatarNode):
             message.event, stamp_ns = UserPerception.SPEECH_STARTED, event.stamp_ns
         elif isinstance(event, SpeechEnded):
             message.event, stamp_ns = UserPerception.SPEECH_ENDED, event.stamp_ns
+            self.diagnostics.count(f'ended_by_{event.reason}')
+            self._note('voice_to_end_s', event.stamp_ns)
         elif isinstance(event, Partial):
             message.event, stamp_ns = UserPerception.PARTIAL, event.stamp_ns
             message.text = event.text
+            message.speaking = not event.pause
         elif isinstance(event, Final):
             message.event, stamp_ns = UserPerception.FINAL, event.end_ns
             message.text = event.text
@@ -205,10 +234,18 @@ class PerceptionNode(AvatarNode):
             message.duration_s = (event.end_ns - event.start_ns) / 1e9
             self.diagnostics.values['recognition_s'] = event.recognition_s
             self.diagnostics.count('utterances')
+            self._note('voice_to_words_s', event.end_ns)
             if event.error:
                 self.report('recognition', f'an utterance was not recognised: {event.error}')
         message.header.stamp = to_time(max(stamp_ns, 0))
         self._perception.publish(message)
+
+
+    def _note(self, name: str, since_ns: int) -> None:
+        """Show how long ago the user's voice ended, where the sound's stamps are of this clock."""
+        seconds = (self.get_clock().now().nanoseconds - since_ns) / 1e9
+        if 0.0 <= seconds <= 60.0:
+            self.diagnostics.values[name] = round(seconds, 3)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from interactive_avatar.perception.asr import (
     check_model,
     find_model_dir,
 )
+from interactive_avatar.perception.echo import EchoGuard
 from interactive_avatar.perception.listener import (
     AudioGap,
     Event,
@@ -31,7 +32,8 @@ from interactive_avatar.perception.vad import (
 )
 
 __all__ = [
-    'AudioGap', 'EndpointOptions', 'Endpointer', 'Event', 'Final', 'Listener', 'ListenerOptions',
-    'Partial', 'PerceptionError', 'Recogniser', 'Recognition', 'SileroVoiceActivity',
-    'SpeechEnded', 'SpeechStarted', 'WhisperRecogniser', 'check_model', 'find_model_dir',
+    'AudioGap', 'EchoGuard', 'EndpointOptions', 'Endpointer', 'Event', 'Final', 'Listener',
+    'ListenerOptions', 'Partial', 'PerceptionError', 'Recogniser', 'Recognition',
+    'SileroVoiceActivity', 'SpeechEnded', 'SpeechStarted', 'WhisperRecogniser', 'check_model',
+    'find_model_dir',
 ]

@@ -19,6 +19,8 @@ from interactive_avatar.perception.asr import (
     RecognitionWorker,
     WhisperRecogniser,
 )
+from interactive_avatar.perception.echo import EchoGuard
+from interactive_avatar.perception.sentence import JUDGED_LANGUAGES, sounds_complete
 from interactive_avatar.perception.vad import (
     WINDOW_MS,
     WINDOW_SAMPLES,
@@ -46,16 +48,25 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class Partial:
-    """What was understood of an utterance so far, up to ``stamp_ns``; may change."""
+    """What was understood of an utterance so far, up to ``stamp_ns``; may change.
+
+    Attributes:
+        utterance: number of the utterance.
+        stamp_ns: up to where.
+        text: the words.
+        pause: the user has paused, and these are all words up to there; if no more come they are
+            the final ones.
+    """
 
     utterance: int
     stamp_ns: int
     text: str
+    pause: bool = False
 
 
 @dataclass(frozen=True)
 class SpeechEnded:
-    """The user stopped at ``stamp_ns``; ``reason`` is silence, length, gap or closed."""
+    """The user stopped at ``stamp_ns``; ``reason`` is complete, silence, length, gap or closed."""
 
     utterance: int
     stamp_ns: int
@@ -113,13 +124,25 @@ class ListenerOptions:
         partial_interval_ms: time between partial results; 0 for none.
         early_ms: silence after which recognition of the whole begins, ahead of the end; its
             result is used if the user says no more.
+        complete_silence_ms: silence that ends an utterance whose words are a complete sentence
+            and surely recognised; 0 to wait for the whole trailing silence always.
+        complete_confidence: least confidence of such words, 0 to 1.
+        language: of the words, for judging whether a sentence is complete.
         stamp_tolerance_ms: stamps of real sources jitter; a difference up to this is no loss.
     """
 
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     partial_interval_ms: int = 600
-    early_ms: int = 224
+    early_ms: int = 128
+    complete_silence_ms: int = 288
+    complete_confidence: float = 0.6
+    language: str = 'en'
     stamp_tolerance_ms: int = 120
+
+    def ends_early(self, text: str, confidence: float) -> bool:
+        """Whether these words, followed by `complete_silence_ms` of silence, are an utterance."""
+        return (self.complete_silence_ms > 0 and self.language in JUDGED_LANGUAGES
+                and confidence >= self.complete_confidence and sounds_complete(text))
 
 
 class _Utterance:
@@ -149,6 +172,7 @@ class Listener:
         options: how the ear works.
         open_recogniser: makes the recogniser, in the worker's thread; Whisper if None.
         voice_activity: rates windows of sound; Silero if None.
+        echo: takes the avatar's own voice out of the sound first; None where it cannot be heard.
 
     Raises:
         PerceptionError: if a model is missing or damaged.
@@ -156,8 +180,10 @@ class Listener:
 
     def __init__(self, options: ListenerOptions | None = None,
                  open_recogniser: Callable[[], Recogniser] | None = None,
-                 voice_activity: SpeechProbability | None = None) -> None:
+                 voice_activity: SpeechProbability | None = None,
+                 echo: EchoGuard | None = None) -> None:
         self.options = options or ListenerOptions()
+        self._echo = echo
         self._activity = voice_activity or SileroVoiceActivity()
         self._endpointer = Endpointer(self.options.endpoint)
         self._windows = Chunker(WINDOW_SAMPLES)
@@ -197,6 +223,10 @@ class Listener:
         """
         check_samples(samples)
         samples = self._join(samples, stamp_ns)
+        if self._echo is not None:
+            assert self._heard_ns is not None
+            samples = self._echo.clean(
+                samples, self._heard_ns - samples.size * NS_PER_S // SAMPLE_RATE_HZ)
         for window in self._windows.push(samples):
             self._hear(window)
         return self.poll()
@@ -205,6 +235,7 @@ class Listener:
         """Events since the last call, without new sound."""
         for outcome in self._worker.results():
             self._take(outcome)
+        self._end_if_complete()
         events = list(self._events)
         self._events.clear()
         return events
@@ -272,10 +303,13 @@ class Listener:
             self._events.append(SpeechStarted(self._count, start_ns))
         elif current is not None:
             current.blocks.append(window)
-            if edge is not None:
-                self._finish('silence' if edge is Edge.END else 'length')
+            if edge is Edge.END:
+                self._finish('silence', self.options.endpoint.trailing_silence_ms)
+            elif edge is Edge.CUT:
+                self._finish('length')
             else:
                 self._recognise_early(current)
+                self._end_if_complete()
 
     def _recognise_early(self, current: _Utterance) -> None:
         """Start a partial recognition, or that of the whole once a pause shows."""
@@ -287,7 +321,7 @@ class Listener:
                 self._worker.submit(current.early)
             return
         if silence_ms == 0:
-            current.early = None
+            current.early = current.early_done = None
         interval_ms = self.options.partial_interval_ms
         if (interval_ms and speech_ms - current.tried_ms >= interval_ms and not silence_ms
                 and not self._worker.busy):
@@ -295,14 +329,25 @@ class Listener:
             self._worker.submit(Job(current.number, current.sound(), final=False, needed=False,
                                     tag=self._window_ns))
 
-    def _finish(self, reason: str) -> None:
+    def _end_if_complete(self) -> None:
+        """End an utterance whose words say that it is over, before the silence does."""
+        current, silence_ms = self._current, self._endpointer.silence_ms
+        if current is None or current.early_done is None \
+                or not silence_ms >= self.options.complete_silence_ms:
+            return
+        heard = current.early_done.recognition
+        if heard is not None and self.options.ends_early(heard.text, heard.confidence):
+            self._endpointer.reset()
+            self._finish('complete', silence_ms)
+
+    def _finish(self, reason: str, silence_ms: int = 0) -> None:
         current, self._current = self._current, None
         if current is None:
             return
         end_ns = self._window_ns
         job = current.early
-        if reason == 'silence':
-            windows = -(-self.options.endpoint.trailing_silence_ms // WINDOW_MS)
+        if silence_ms:
+            windows = -(-silence_ms // WINDOW_MS)
             end_ns -= windows * WINDOW_MS * 1_000_000
         else:
             # The early job, if any, lacks what was heard since.
@@ -334,4 +379,5 @@ class Listener:
                 current.early_done = outcome
             if heard is not None and heard.text:
                 stamp_ns = job.tag or self._window_ns
-                self._events.append(Partial(job.utterance, stamp_ns, heard.text))
+                self._events.append(Partial(job.utterance, stamp_ns, heard.text,
+                                            job is current.early))
