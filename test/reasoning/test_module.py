@@ -55,11 +55,16 @@ class Bench:
         self.states: list[State] = []
         self.intents: list[Intent] = []
         self.warnings: list[str] = []
+        self.sounds = 0
         self.module = ReasoningModule(
             reasoner, self.voice,
-            Callbacks(self.states.append, self.intents.append, self.warnings.append),
+            Callbacks(self.states.append, self.intents.append, self.warnings.append,
+                      self.note_sound),
             ModuleOptions(playout_s=0.32), clock)
         self.module.start()
+
+    def note_sound(self) -> None:
+        self.sounds += 1
 
     def wait(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + 3.0
@@ -126,6 +131,73 @@ def test_the_user_breaks_in(bench: Bench) -> None:
     assert not last.complete and 0 < len(last.text) < len(said) and said.startswith(last.text)
     assert bench.module.figures()['interruptions'] == 1
     assert bench.module.memory.world.hat
+
+
+def test_an_answer_drafted_in_a_pause_is_there_when_the_words_are_final(bench: Bench) -> None:
+    bench.module.on_speech_started()
+    bench.module.on_partial('Put on', pause=False)
+    bench.module.on_partial('Put on your hat.', pause=True)
+    bench.wait(lambda: bench.module._draft is not None and bench.module._draft.speech.marks)
+    assert bench.states[-1].activity is Activity.LISTENING and not bench.intents
+    assert not bench.module.memory.world.hat and not bench.module.memory.lines
+    bench.voice.go.clear()
+    bench.module.on_speech_ended(0.3)
+    bench.module.on_words('Put on your hat.')
+    # No thread had to do anything: the turn has begun and its first chunk is there.
+    assert [intent.turn.action for intent in bench.intents] == ['wear']
+    assert bench.intents[0].latency_s == pytest.approx(0.3)
+    assert bench.sounds == 1
+    assert bench.pull(1)[0].samples.any()
+    bench.voice.go.set()
+    bench.spoken(1)
+    # All clauses, each once.
+    assert len(bench.module._speech.marks) == 2  # type: ignore[union-attr]
+    figures = bench.module.figures()
+    assert figures['drafts_used'] == 1 and figures['voice_to_words_p50_s'] == pytest.approx(0.3)
+
+
+def test_a_draft_of_other_words_is_dropped(bench: Bench) -> None:
+    bench.module.on_speech_started()
+    bench.module.on_partial('Put on your hat.', pause=True)
+    bench.wait(lambda: bench.module._draft is not None and bench.module._draft.turn)
+    bench.module.on_partial('Put on your hat. Hello there.', pause=False)
+    bench.module.on_speech_ended()
+    bench.module.on_words('Goodbye now.')
+    bench.spoken(1)
+    assert [intent.turn.intent for intent in bench.intents] == ['farewell']
+    assert bench.module.figures()['drafts_used'] == 0
+    assert not bench.module.memory.world.hat
+
+
+def test_a_question_meets_its_draft_half_made(bench: Bench) -> None:
+    bench.voice.go.clear()
+    bench.module.on_speech_started()
+    bench.module.on_partial('Put on your hat.', pause=True)
+    bench.wait(lambda: bench.module._draft is not None and bench.module._draft.turn)
+    bench.module.on_speech_ended()
+    bench.module.on_words('Put on your hat.')
+    assert bench.states[-1].activity is Activity.SPEAKING
+    bench.voice.go.set()
+    bench.spoken(1)
+    chunks = bench.pull(40)
+    assert chunks[-1].last and len(chunks) == sum(
+        1 for chunk in chunks if chunk.turn_id == 1)
+    assert bench.states[-1].activity is Activity.IDLE
+
+
+def test_who_goes_on_before_the_answer_is_heard_is_not_cut_off(bench: Bench) -> None:
+    bench.module.on_speech_started()
+    bench.module.on_speech_ended()
+    bench.module.on_words('Hello there.')
+    bench.spoken(1)
+    bench.clock.now_s += 0.3
+    bench.module.on_speech_started()
+    bench.module.on_speech_ended()
+    bench.module.on_words('Put on your hat.')
+    bench.spoken(2)
+    assert bench.intents[-1].utterance == 'Hello there Put on your hat.'
+    said = [line.text for line in bench.module.memory.lines if line.speaker == 'user']
+    assert said == ['Hello there Put on your hat.']
 
 
 def test_an_unspoken_gesture_ends(bench: Bench) -> None:

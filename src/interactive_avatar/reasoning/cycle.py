@@ -81,6 +81,8 @@ class CycleOptions:
         speaking_s: without a chunk of speech being fetched.
         gesturing_s: for a gesture.
         joining_s: words before a pause this short belong to those after it.
+        unheard_s: so long nothing of a turn can have been heard; who speaks then is not breaking
+            in but going on.
     """
 
     listening_s: float = 15.0
@@ -88,6 +90,7 @@ class CycleOptions:
     speaking_s: float = 8.0
     gesturing_s: float = 6.0
     joining_s: float = 3.0
+    unheard_s: float = 0.6
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -218,6 +221,9 @@ def _table() -> tuple[Rule, ...]:
         Rule(a.THINKING, e.TIMEOUT, a.THINKING, ('reason_kept',), 'has_kept_words'),
         Rule(a.THINKING, e.TIMEOUT, a.IDLE, ('warn_thinking', 'drop_request', 'rest')),
 
+        # The answer has begun and is not heard yet: the user has only paused, and goes on.
+        Rule(a.SPEAKING, e.USER_SPEECH_STARTED, a.LISTENING,
+             ('stop_speech', 'keep_asked', 'listen'), 'unheard'),
         # The break: the user speaks, so the avatar falls silent and listens.
         Rule(a.SPEAKING, e.USER_SPEECH_STARTED, a.LISTENING, ('stop_speech', 'listen')),
         Rule(a.SPEAKING, e.UTTERANCE, a.THINKING, ('stop_speech', 'attend', 'reason')),
@@ -282,6 +288,9 @@ class StateCycle:
         self._utterance = ''
         self._kept = ''
         self._kept_s = 0.0
+        # What the turn answers; '' if nobody asked.
+        self._asked_words = ''
+        self._began_s = 0.0
         self._deadline_s: float | None = None
         self._shown_s: float | None = None
         self._commands: list[Command] = []
@@ -304,6 +313,15 @@ class StateCycle:
         """When `tick` has something to do next, on the clock given; None for never."""
         due = [at for at in (self._deadline_s, self._shown_s) if at is not None]
         return min(due) if due else None
+
+    def joined(self, text: str) -> str:
+        """Spoken words together with those before the pause that they follow."""
+        if self._kept and self.clock() - self._kept_s <= self.options.joining_s \
+                + self.options.listening_s:
+            joined = f'{self._kept.rstrip(" .,")} {text}'
+            if len(joined) <= MAX_UTTERANCE_CHARS:
+                return joined
+        return text
 
     def start(self) -> list[Command]:
         """Commands that establish the first state."""
@@ -390,6 +408,9 @@ class StateCycle:
     def _if_current_and_acting(self, happened: Occurrence) -> bool:
         return self._if_current(happened) and self._shown_s is not None
 
+    def _if_unheard(self, _: Occurrence) -> bool:
+        return bool(self._asked_words) and self.clock() - self._began_s < self.options.unheard_s
+
     # --- effects ------------------------------------------------------------------------------
 
     def _do_listen(self, _: Occurrence) -> None:
@@ -409,7 +430,7 @@ class StateCycle:
         self._asked = False
 
     def _do_keep_words(self, happened: Occurrence) -> None:
-        self._kept = self._joined(happened.text)
+        self._kept = self.joined(happened.text)
         self._kept_s = self.clock()
 
     def _do_take_words_back(self, _: Occurrence) -> None:
@@ -419,6 +440,9 @@ class StateCycle:
             self._asked = False
             self._kept, self._kept_s = self._utterance, self.clock()
 
+    def _do_keep_asked(self, _: Occurrence) -> None:
+        self._kept, self._kept_s = self._asked_words, self.clock()
+
     def _do_drop_request(self, _: Occurrence) -> None:
         if self._asked:
             self._commands.append(DropReason(self.request_id))
@@ -426,7 +450,7 @@ class StateCycle:
 
     def _do_reason(self, happened: Occurrence) -> None:
         self._do_drop_request(happened)
-        self._utterance = self._joined(happened.text) if happened.spoken else happened.text
+        self._utterance = self.joined(happened.text) if happened.spoken else happened.text
         self._ask()
 
     def _do_reason_kept(self, _: Occurrence) -> None:
@@ -439,20 +463,14 @@ class StateCycle:
         self.request_id += 1
         self._commands.append(Reason(self.request_id, self._utterance))
 
-    def _joined(self, text: str) -> str:
-        if self._kept and self.clock() - self._kept_s <= self.options.joining_s \
-                + self.options.listening_s:
-            joined = f'{self._kept.rstrip(" .,")} {text}'
-            if len(joined) <= MAX_UTTERANCE_CHARS:
-                return joined
-        return text
-
     def _do_begin(self, happened: Occurrence) -> None:
         assert happened.turn is not None
         turn = happened.turn
         utterance = self._utterance if happened.event is Event.TURN_READY else ''
         self._asked = False
         self._kept = ''
+        self._asked_words = utterance
+        self._began_s = self.clock()
         self.turn = turn
         self.turn_id += 1
         self.world = turn.world

@@ -64,6 +64,14 @@ class Memory:
             with self._lock:
                 self._lines.append(Line(speaker, text, turn_id, complete))
 
+    def hear(self, text: str) -> None:
+        """Append what the user said; words that go on from the line before replace it."""
+        with self._lock:
+            if self._lines and self._lines[-1].speaker == 'user' and text.startswith(
+                    self._lines[-1].text.rstrip(' .,')):
+                self._lines.pop()
+        self.say('user', text)
+
     @property
     def lines(self) -> tuple[Line, ...]:
         """The dialogue, oldest first, at most `HISTORY_LIMIT` lines."""

@@ -5,6 +5,9 @@ Events come in from any thread and return at once. A worker thread reasons and s
 place for the newest question and one for the newest turn to be said, so nothing queues up. The
 owner calls `pull` every 160 ms, on the pace of the media clock, and gets the next chunk of speech
 or nothing; `pull` also lets the time-outs pass.
+
+When the user pauses, the answer to the words so far is drafted: the turn, and the sound of its
+first clause. If no more words come it is the answer, and it is there at once; else it is dropped.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 from interactive_avatar.media.clock import CHUNK_SAMPLES, SAMPLE_RATE_HZ
 from interactive_avatar.paths import cache_folder
 from interactive_avatar.reasoning.cycle import (
+    Activity,
     BeginTurn,
     Command,
     CycleOptions,
@@ -45,6 +49,8 @@ from interactive_avatar.reasoning.voice import Voice, VoiceError, clauses, open_
 
 log = logging.getLogger(__name__)
 
+# Latencies kept for percentiles.
+HISTORY_TURNS: Final = 50
 # No answer is longer; a voice that never ends is cut here.
 MAX_TURN_SAMPLES: Final = 90 * SAMPLE_RATE_HZ
 
@@ -65,6 +71,7 @@ class ModuleOptions:
         playout_s: from `pull` to the ear: what lies between this module and the speaker.
         greet: whether who comes is greeted and who leaves is seen off.
         greet_again_s: a person who was away for less is not greeted again.
+        draft: whether answers are drafted while the user pauses.
         seed: of the order of replies, None for a different one each time.
         cycle: time-outs.
     """
@@ -80,6 +87,7 @@ class ModuleOptions:
     playout_s: float = 0.5
     greet: bool = True
     greet_again_s: float = 20.0
+    draft: bool = True
     seed: int | None = None
     cycle: CycleOptions = field(default_factory=CycleOptions)
 
@@ -109,7 +117,7 @@ class Intent:
         turn_id: from 1, counted up.
         turn: what is said and done.
         utterance: the user's words, '' if nobody asked.
-        latency_s: from the end of the user's words to this decision.
+        latency_s: from the end of the user's voice to this decision.
     """
 
     turn_id: int
@@ -126,11 +134,13 @@ class Callbacks:
         on_state: a new state, see `State`.
         on_intent: a turn begins.
         on_warning: something did not go as it should; one sentence.
+        on_sound: the sound of a turn can be pulled from now on; no need to wait for the next time.
     """
 
     on_state: Callable[[State], None] = lambda _: None
     on_intent: Callable[[Intent], None] = lambda _: None
     on_warning: Callable[[str], None] = log.warning
+    on_sound: Callable[[], None] = lambda: None
 
 
 class _Speech:
@@ -146,6 +156,7 @@ class _Speech:
         self.complete = False
         self.finished = False
         self.failure = ''
+        self.told = False
         # (clause, samples made when it ended), to know what was heard.
         self.marks: list[tuple[str, int]] = []
 
@@ -192,6 +203,21 @@ class _Speech:
         return text if self.finished and len(words) == len(self.marks) else ' '.join(words)
 
 
+class _Draft:
+    """An answer made ahead, while it is not yet sure that the user has finished.
+
+    Attributes:
+        text: the words that it answers.
+        turn: the answer, None until it is made.
+        speech: its sound, which the turn takes over when it begins.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.turn: Turn | None = None
+        self.speech = _Speech(0)
+
+
 class ReasoningModule:
     """See the module's text. `start` it, feed it events, `pull` its speech, `close` it.
 
@@ -219,16 +245,20 @@ class ReasoningModule:
         self._question: Reason | None = None
         self._to_say: BeginTurn | None = None
         self._impulse: str | None = None
+        self._draft: _Draft | None = None
         self._speech: _Speech | None = None
         self._heard_at_s: float | None = None
-        self._words_ended_s = clock()
+        self._voice_ended_s = clock()
+        self._words_s = clock()
+        self._asked = False
         self._turn_began_s = clock()
         self._left_s: float | None = None
         self._present = False
         self._closing = False
         self._worker: threading.Thread | None = None
-        self._counts = {'turns': 0, 'interruptions': 0, 'voice_failures': 0, 'underruns': 0}
-        self._latencies_s: dict[str, float] = {}
+        self._counts = {'turns': 0, 'interruptions': 0, 'voice_failures': 0, 'underruns': 0,
+                        'drafts': 0, 'drafts_used': 0}
+        self._latencies_s: dict[str, deque[float]] = {}
 
     @classmethod
     def open(cls, options: ModuleOptions | None = None,
@@ -293,24 +323,45 @@ class ReasoningModule:
         """The user began to speak; breaks off what the avatar says."""
         self._handle(Occurrence(Event.USER_SPEECH_STARTED))
 
-    def on_partial(self, text: str) -> None:
-        """Words so far, while the user speaks."""
-        self._handle(Occurrence(Event.USER_SPEECH_GOES_ON, text))
+    def on_partial(self, text: str, pause: bool = False) -> None:
+        """Words so far.
 
-    def on_speech_ended(self) -> None:
-        """The user stopped speaking; their words follow with `on_words`."""
+        Args:
+            text: the words.
+            pause: the user is silent, and these are all words up to now.
+        """
         with self._lock:
-            self._words_ended_s = self._clock()
+            self._handle(Occurrence(Event.USER_SPEECH_GOES_ON, text))
+            clean = clean_text(text, MAX_UTTERANCE_CHARS)
+            if not (pause and self.options.draft and self._cycle.activity is Activity.LISTENING
+                    and any(char.isalnum() for char in clean)):
+                return
+            words = self._cycle.joined(clean)
+            if self._draft is None or self._draft.text != words:
+                self._draft = _Draft(words)
+                self._work.notify_all()
+
+    def on_speech_ended(self, ago_s: float = 0.0) -> None:
+        """The user stopped speaking; their words follow with `on_words`.
+
+        Args:
+            ago_s: how long ago their voice ended.
+        """
+        with self._lock:
+            self._voice_ended_s = self._clock() - ago_s
             self._handle(Occurrence(Event.USER_SPEECH_ENDED))
 
     def on_words(self, text: str) -> None:
         """The words of what the user said; '' if none were understood."""
-        self._utterance(text, spoken=True)
+        with self._lock:
+            self._words_s = self._clock()
+            self._note('voice_to_words_s', self._words_s - self._voice_ended_s)
+            self._utterance(text, spoken=True)
 
     def on_text(self, text: str) -> None:
         """What the user typed."""
         with self._lock:
-            self._words_ended_s = self._clock()
+            self._voice_ended_s = self._words_s = self._clock()
             self._utterance(text, spoken=False)
 
     def on_presence(self, present: bool) -> None:
@@ -354,8 +405,9 @@ class ReasoningModule:
                 self._counts['underruns'] += speech.sequence > 0
                 return None
             if speech.sequence == 0:
-                self._latencies_s['words_to_first_sound_s'] = self._clock() - self._words_ended_s
-                self._latencies_s['turn_to_first_sound_s'] = self._clock() - self._turn_began_s
+                self._note('turn_to_sound_s', self._clock() - self._turn_began_s)
+                if self._asked:
+                    self._note('voice_to_sound_s', self._clock() - self._voice_ended_s)
             samples = speech.take()
             last = speech.complete and speech.ready == 0
             chunk = SpokenChunk(samples, speech.turn_id, speech.sequence, last)
@@ -385,22 +437,35 @@ class ReasoningModule:
             return self._cycle.state
 
     def figures(self) -> dict[str, float]:
-        """Counts and latencies for diagnostics."""
+        """Counts and latencies for diagnostics.
+
+        Of each stage the median and the 95th percentile of the last turns: ``voice_to_words``
+        (silence waited for and recognition), ``words_to_turn`` (reasoning), ``turn_to_sound``
+        (the voice's first chunk), and ``voice_to_sound`` over all.
+        """
         with self._lock:
-            return {**self._counts, **{name: round(value, 3)
-                                       for name, value in self._latencies_s.items()}}
+            figures: dict[str, float] = dict(self._counts)
+            for name, values in self._latencies_s.items():
+                for share in (50, 95):
+                    figures[f'{name.removesuffix("_s")}_p{share}_s'] = round(
+                        float(np.percentile(values, share)), 3)
+            return figures
+
+    def _note(self, name: str, seconds: float) -> None:
+        self._latencies_s.setdefault(name, deque(maxlen=HISTORY_TURNS)).append(seconds)
 
     # --- the cycle ----------------------------------------------------------------------------
 
     def _handle(self, occurrence: Occurrence) -> None:
         with self._lock:
             self._carry_out(self._cycle.handle(occurrence))
+            self._use_draft()
 
     def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
                 case Reason():
-                    self.memory.say('user', command.text)
+                    self.memory.hear(command.text)
                     self._question = command
                     self._work.notify_all()
                 case DropReason():
@@ -415,6 +480,7 @@ class ReasoningModule:
                         self._remember(complete=False)
                     self._speech = None
                     self._to_say = None
+                    self._draft = None
                     self._heard_at_s = None
                 case PublishState():
                     self._callbacks.on_state(command.state)
@@ -425,14 +491,34 @@ class ReasoningModule:
         self.memory.begin(begun.turn)
         self._counts['turns'] += 1
         self._turn_began_s = self._clock()
-        latency_s = self._clock() - self._words_ended_s if begun.utterance else 0.0
-        self._latencies_s['words_to_turn_s'] = latency_s
+        self._asked = bool(begun.utterance)
+        latency_s = 0.0
+        if self._asked:
+            latency_s = self._clock() - self._voice_ended_s
+            self._note('words_to_turn_s', self._clock() - self._words_s)
         self._heard_at_s = None
+        draft, self._draft = self._draft, None
         if begun.turn.speech:
-            self._speech = _Speech(begun.turn_id)
+            ready = draft is not None and draft.turn is begun.turn
+            self._speech = draft.speech if ready and draft is not None else _Speech(0)
+            self._speech.turn_id = begun.turn_id
             self._to_say = begun
             self._work.notify_all()
         self._callbacks.on_intent(Intent(begun.turn_id, begun.turn, begun.utterance, latency_s))
+        self._tell_sound()
+
+    def _end_clause(self, speech: _Speech, parts: list[str], at: int) -> None:
+        speech.marks.append((parts[at], speech.made))
+        if at + 1 < len(parts):
+            speech.push(pause_after(parts[at]))
+
+    def _tell_sound(self) -> None:
+        """Tell once that a turn can be heard."""
+        speech = self._speech
+        if speech is not None and not speech.told and (
+                speech.ready >= CHUNK_SAMPLES or (speech.complete and speech.ready)):
+            speech.told = True
+            self._callbacks.on_sound()
 
     def _remember(self, complete: bool) -> None:
         speech, turn = self._speech, self._cycle.turn
@@ -447,18 +533,24 @@ class ReasoningModule:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not (self._closing or self._question or self._to_say or self._impulse):
+                while not (self._closing or self._question or self._to_say or self._impulse
+                           or self._to_draft):
                     self._work.wait()
                 if self._closing:
                     return
                 question, begun, impulse = self._question, self._to_say, self._impulse
+                draft = self._to_draft
                 self._to_say = None
-                self._impulse = None
+                if begun is None and question is None:
+                    # Drafting comes first: whoever speaks is not to be greeted just now.
+                    self._impulse = impulse if draft else None
             try:
                 if begun is not None:
                     self._say(begun)
                 elif question is not None:
                     self._answer(question)
+                elif draft is not None:
+                    self._make_draft(draft)
                 elif impulse is not None:
                     turn = self._reasoner.answer(impulse, self.memory)
                     self._handle(Occurrence(Event.IMPULSE, turn=turn))
@@ -466,6 +558,60 @@ class ReasoningModule:
                 # Whatever goes wrong in a reasoner or voice, the avatar stays alive.
                 log.exception('reasoning failed')
                 self._callbacks.on_warning(f'{type(error).__name__}: {error}')
+
+    @property
+    def _to_draft(self) -> _Draft | None:
+        """The draft that is still to be made."""
+        return self._draft if self._draft is not None and self._draft.turn is None else None
+
+    def _make_draft(self, draft: _Draft) -> None:
+        def unwanted() -> bool:
+            question = self._question
+            return (self._closing or self._draft is not draft
+                    or (question is not None and question.text != draft.text))
+
+        try:
+            turn = self._reasoner.reason(draft.text, self.memory, unwanted)
+        except Exception as error:
+            # The question itself will show it, if it comes.
+            log.debug('draft: %s: %s', type(error).__name__, error)
+            with self._lock:
+                if self._draft is draft:
+                    self._draft = None
+            return
+        with self._lock:
+            if unwanted():
+                return
+            draft.turn = turn
+            self._counts['drafts'] += 1
+            self._use_draft()
+            if not turn.speech:
+                return
+        parts, speech = clauses(turn.speech), draft.speech
+        try:
+            for block in self._voice.synthesise(parts[0]):
+                with self._lock:
+                    # Either still a draft, or already what is being said.
+                    if unwanted() and self._speech is not speech:
+                        return
+                    speech.push(block)
+                    self._tell_sound()
+        except VoiceError as error:
+            # Whoever says the turn meets it again.
+            log.debug('draft: %s', error)
+            return
+        with self._lock:
+            self._end_clause(speech, parts, 0)
+
+    def _use_draft(self) -> None:
+        """Answer the question with the draft, if there is one of it."""
+        question, draft = self._question, self._draft
+        if question is not None and draft is not None and draft.turn is not None \
+                and draft.text == question.text:
+            self._question = None
+            self._counts['drafts_used'] += 1
+            self._handle(Occurrence(Event.TURN_READY, turn=draft.turn,
+                                    number=question.request_id))
 
     def _answer(self, question: Reason) -> None:
         def cancelled() -> bool:
@@ -489,8 +635,8 @@ class ReasoningModule:
             return
         parts = clauses(begun.turn.speech)
         try:
-            for at, clause in enumerate(parts):
-                for block in self._voice.synthesise(clause):
+            for at in range(len(speech.marks), len(parts)):
+                for block in self._voice.synthesise(parts[at]):
                     with self._lock:
                         # Broken off, or endless.
                         if self._speech is not speech or self._closing:
@@ -498,16 +644,16 @@ class ReasoningModule:
                         if not speech.push(block):
                             raise VoiceError(f'the voice made more than '
                                              f'{MAX_TURN_SAMPLES // SAMPLE_RATE_HZ} s of sound')
+                        self._tell_sound()
                 with self._lock:
-                    speech.marks.append((clause, speech.made))
-                    if at + 1 < len(parts):
-                        speech.push(pause_after(clause))
+                    self._end_clause(speech, parts, at)
         except VoiceError as error:
             speech.failure = str(error)
         with self._lock:
             if self._speech is not speech or self._closing:
                 return
             speech.complete = True
+            self._tell_sound()
             if speech.made == 0:
                 self._counts['voice_failures'] += 1
                 self.memory.say('avatar', begun.turn.speech, begun.turn_id)
