@@ -3,6 +3,7 @@
 
     ros2 launch avatar_bringup avatar.launch.py
     ros2 launch avatar_bringup avatar.launch.py namespace:=face web:=false model:=/data/my_model
+    ros2 launch avatar_bringup avatar.launch.py mode:=telepresence
 """
 
 import os
@@ -18,6 +19,8 @@ from launch_ros.actions import Node
 SHARE = Path(__file__).resolve().parents[1]
 NODES = ('perception', 'reasoning', 'generator', 'web')
 RESPAWN_DELAY_S = 2.0
+# Nodes that have the parameter `mode`.
+MODAL = ('perception', 'reasoning', 'web')
 # Launch argument -> (node, parameter); an empty argument leaves the parameter file's value.
 SHORTCUTS = {
     'model': ('generator', 'model'),
@@ -55,6 +58,10 @@ def arguments() -> list[LaunchDescriptionEntity]:
             'use_sim_time', default_value='false', choices=['true', 'false'],
             description="Take stamps from /clock instead of the system's clock."),
         DeclareLaunchArgument(
+            'mode', default_value='', choices=['', 'companion', 'telepresence'],
+            description='Converse (companion) or let an operator speak through the avatar '
+                        "(telepresence); empty for the parameter file's."),
+        DeclareLaunchArgument(
             'model', default_value='',
             description="Folder of the generator's model; empty for the parameter file's."),
         DeclareLaunchArgument(
@@ -89,6 +96,8 @@ def start_nodes(context) -> list[LaunchDescriptionEntity]:
             f'virtual environment, for example python:=$HOME/avatar/.venv/bin/python')
     for name in NODES:
         own: dict[str, object] = {'use_sim_time': value('use_sim_time') == 'true'}
+        if name in MODAL and value('mode'):
+            own['mode'] = value('mode')
         for argument, (node, parameter) in SHORTCUTS.items():
             if node == name and value(argument):
                 own[parameter] = int(value(argument)) if parameter == 'port' else value(argument)

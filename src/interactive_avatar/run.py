@@ -7,12 +7,16 @@ import argparse
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from interactive_avatar.graph import DEFAULT_NAMESPACE, NODES, GraphError, start_graph
 from interactive_avatar.paths import resource
+
+# Nodes that have the parameter `mode`.
+MODAL_NODES = ('perception', 'reasoning', 'web')
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,11 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-p', '--set', action='append', default=[], metavar='NODE.PARAMETER=VALUE',
                         dest='overrides', help='a parameter that goes before the file; may be '
                                                'repeated, e.g. -p web.port=8081')
+
+
+def mode_overrides(mode: str, nodes: Sequence[str]) -> dict[str, Any]:
+    """The parameters that put a graph into a mode; none for ''."""
+    return {f'{name}.mode': mode for name in MODAL_NODES if mode and name in nodes}
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:
@@ -49,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_graph_arguments(parser)
     parser.add_argument('--nodes', nargs='+', default=list(NODES), choices=NODES,
                         help='which nodes to start (default: all)')
+    parser.add_argument('--mode', default='', choices=('companion', 'telepresence'),
+                        help='converse, or let an operator speak through the avatar (default: as '
+                             'the parameter file says)')
     parser.add_argument('--timeout', type=float, default=180.0, metavar='SECONDS',
                         help='how long to wait for the nodes (default: %(default)s)')
 
@@ -77,7 +89,8 @@ def main(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        overrides = parse_overrides(arguments.overrides)
+        overrides = {**mode_overrides(arguments.mode, arguments.nodes),
+                     **parse_overrides(arguments.overrides)}
         graph = start_graph(arguments.config, nodes=arguments.nodes, overrides=overrides,
                             namespace=arguments.namespace, log_folder=arguments.log)
     except (GraphError, FileNotFoundError) as error:

@@ -23,7 +23,7 @@ from std_msgs.msg import String
 from interactive_avatar.generator.prompts import WorldState
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 from interactive_avatar.nodes import qos
-from interactive_avatar.nodes.messages import ACTIVITIES, PHASES
+from interactive_avatar.nodes.messages import ACTIVITIES, PHASES, audio_message
 from interactive_avatar.nodes.reasoning import ReasoningNode, intent_message, state_message
 from interactive_avatar.reasoning import Activity, Intent, Phase, State, Turn
 
@@ -113,14 +113,60 @@ def test_what_the_user_does_reaches_the_module(rig: Any) -> None:
     for event, text in ((UserPerception.SPEECH_STARTED, ''), (UserPerception.PARTIAL, 'please'),
                         (UserPerception.SPEECH_ENDED, ''), (UserPerception.FINAL, 'please nod'),
                         (UserPerception.NONE, '')):
-        rig.out.perception.publish(UserPerception(event=event, text=text, face_present=True))
+        rig.out.perception.publish(UserPerception(event=event, text=text, face_present=True,
+                                                  speaking=event != UserPerception.FINAL))
     rig.out.text.publish(String(data='and smile'))
     assert rig.spin_until(lambda: ('on_text', 'and smile') in rig.module.calls
                           and ('on_presence', True) in rig.module.calls)
     assert [call for call in rig.module.calls if call[0].startswith('on_') and
             call[0] != 'on_text'] == [
-        ('on_speech_started',), ('on_partial', 'please'), ('on_speech_ended',),
+        ('on_speech_started',), ('on_partial', 'please', False), ('on_speech_ended', 0.0),
         ('on_words', 'please nod'), ('on_presence', True)]
+
+
+def test_a_turn_that_can_be_heard_does_not_wait_for_the_next_tick(rig: Any) -> None:
+    waits_s = []
+    for turn in range(1, 7):
+        rig.module.pieces.append(SimpleNamespace(
+            turn_id=turn, sequence=0, samples=np.full(CHUNK_SAMPLES, 9, np.int16), last=True))
+        started_s = time.monotonic()
+        rig.node._wake.set()
+        assert rig.spin_until(lambda turn=turn: len(rig.got['speech']) == turn)
+        waits_s.append(time.monotonic() - started_s)
+    assert sorted(waits_s)[3] < 0.06
+
+
+def test_in_telepresence_the_operators_sound_and_actions_go_to_the_remote(
+        context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = NotingModule()
+    monkeypatch.setattr(ReasoningNode, '_open_remote', lambda self: remote)
+    node = ReasoningNode(context=context, namespace='far', parameters={'mode': 'telepresence'})
+    friend = Node('friend', context=context, namespace='far')
+    voice = friend.create_publisher(AudioChunk, 'user/audio', qos.AUDIO)
+    text = friend.create_publisher(String, 'user/text', qos.EVENT)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    executor.add_node(friend)
+    try:
+        deadline_s = time.monotonic() + 8.0
+        while not (node.state_label == 'active' and voice.get_subscription_count()
+                   and text.get_subscription_count()) and time.monotonic() < deadline_s:
+            executor.spin_once(timeout_sec=0.02)
+        samples = np.arange(640, dtype=np.int16)
+        while not {'on_sound', 'on_text', 'tick'} <= {call[0] for call in remote.calls} \
+                and time.monotonic() < deadline_s:
+            voice.publish(audio_message(samples, time.time_ns(), sequence=0))
+            text.publish(String(data='nod'))
+            executor.spin_once(timeout_sec=0.05)
+        heard = next(call for call in remote.calls if call[0] == 'on_sound')
+        assert np.array_equal(heard[1], samples)
+        assert ('on_text', 'nod') in remote.calls and ('start',) in remote.calls
+    finally:
+        node.close()
+        executor.shutdown()
+        node.destroy_node()
+        friend.destroy_node()
+    assert ('close',) in remote.calls
 
 
 def test_an_empty_line_is_refused_with_a_diagnostic(rig: Any) -> None:

@@ -53,6 +53,9 @@ class PerceptionOptions:
     """Parameters of the perception node."""
 
     autostart: bool = option(True, 'configure and activate without being asked')
+    mode: str = option('companion', "companion hears the user; in telepresence user/audio is the "
+                                    "operator's and is not recognised",
+                       choices=('companion', 'telepresence'))
     language: str = option('en', 'language the user speaks, two-letter code')
     model: str = option('', 'folder of a CTranslate2 Whisper model; empty for the packaged one')
     threads: int = option(2, 'processor threads of one recognition', minimum=1, maximum=16)
@@ -111,11 +114,15 @@ class PerceptionNode(AvatarNode):
                 options.model or None, language=options.language, threads=options.threads),
             echo=self._echo)
         self._perception = self.publish_to(UserPerception, 'perception', qos.EVENT)
+        if options.mode == 'companion':
+            self._hear_user()
+        self._adapt()
+
+    def _hear_user(self) -> None:
         self.listen_to(AudioChunk, 'user/audio', self._on_audio, qos.SENSOR_AUDIO)
         if self._echo is not None:
             self.listen_to(AudioChunk, 'audio', self._on_own_audio, qos.AUDIO)
             self.diagnostics.watch(self._echo.figures)
-        self._adapt()
 
     def _open_echo_guard(self) -> EchoGuard | None:
         if not self.options.echo_guard:

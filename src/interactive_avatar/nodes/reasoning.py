@@ -2,7 +2,9 @@
 """The reasoning node: what the user says in; intent, state and the avatar's speech out.
 
 A thin adapter over `reasoning.module.ReasoningModule`, which thinks and speaks in threads of its
-own. A paced thread of this node fetches the speech, a chunk every 160 ms.
+own. A paced thread of this node fetches the speech, a chunk every 160 ms. In telepresence
+`reasoning.telepresence.Telepresence` takes its place: an operator's sound on ``user/audio`` is
+passed on as it comes.
 """
 
 from __future__ import annotations
@@ -20,17 +22,29 @@ from interactive_avatar.media.clock import CHUNK_MS
 from interactive_avatar.nodes import qos
 from interactive_avatar.nodes.base import AvatarNode, be_nice, run_node
 from interactive_avatar.nodes.diagnostics import WARN
-from interactive_avatar.nodes.messages import ACTIVITIES, PHASES, audio_message
+from interactive_avatar.nodes.messages import (
+    ACTIVITIES,
+    PHASES,
+    audio_message,
+    samples_of,
+    to_ns,
+)
 from interactive_avatar.nodes.options import option
+from interactive_avatar.perception import SileroVoiceActivity
 from interactive_avatar.reasoning import (
     Callbacks,
     Intent,
     ModuleOptions,
     ReasoningModule,
+    SpokenChunk,
     State,
+    Telepresence,
+    open_embedded,
 )
 
 CHUNK_S = CHUNK_MS / 1000
+TICK_S = 0.1
+MAX_AGO_S = 10.0
 # The generator's clock and this node's run side by side: one chunk more at the start of a turn
 # keeps jitter between them from tearing a hole into a word.
 CHUNKS_AHEAD = 1
@@ -41,6 +55,8 @@ class ReasoningOptions:
     """Parameters of the reasoning node."""
 
     autostart: bool = option(True, 'configure and activate without being asked')
+    mode: str = option('companion', 'companion converses; telepresence lets an operator speak '
+                                    'through the avatar', choices=('companion', 'telepresence'))
     persona: str = option('config/persona.yaml', 'who the avatar is and what it knows to say')
     reasoner: str = option('embedded', 'what thinks', choices=('embedded', 'llm'))
     voice: str = option('piper', 'what speaks', choices=('piper', 'espeak'))
@@ -64,7 +80,7 @@ def state_message(state: State) -> AvatarState:
     return AvatarState(
         turn_id=state.turn_id, phase=PHASES.index(state.phase.value),
         activity=ACTIVITIES.index(state.activity.value), prompt=state.prompt,
-        next_prompt=expected)
+        stable_prompt=state.stable_prompt, next_prompt=expected)
 
 
 def intent_message(intent: Intent) -> AvatarIntent:
@@ -89,6 +105,8 @@ class ReasoningNode(AvatarNode):
     def __init__(self, **arguments: Any) -> None:
         super().__init__('reasoning', **arguments)
         self._module: ReasoningModule | None = None
+        self._remote: Telepresence | None = None
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
 
@@ -98,9 +116,14 @@ class ReasoningNode(AvatarNode):
         self._state = self.publish_to(AvatarState, 'state', qos.STATE)
         self._intent = self.publish_to(AvatarIntent, 'intent', qos.EVENT)
         self._speech = self.publish_to(AudioChunk, 'speech', qos.AUDIO)
+        self.listen_to(String, 'user/text', self._on_text, qos.EVENT)
+        if self.options.mode == 'telepresence':
+            self._remote = self._open_remote()
+            self.listen_to(AudioChunk, 'user/audio', self._on_operator, qos.SENSOR_AUDIO)
+            self.diagnostics.watch(self._remote.figures)
+            return
         self._module = self._open()
         self.listen_to(UserPerception, 'perception', self._on_perception, qos.EVENT)
-        self.listen_to(String, 'user/text', self._on_text, qos.EVENT)
         self.diagnostics.watch(self._module.figures)
 
     def _open(self) -> ReasoningModule:
@@ -112,19 +135,32 @@ class ReasoningNode(AvatarNode):
                 llm_url=options.llm_url, llm_model=options.llm_model,
                 llm_timeout_s=options.llm_timeout_s, playout_s=options.playout_s,
                 greet=options.greet),
-            Callbacks(self._publish_state, self._publish_intent, self._complain))
+            Callbacks(self._publish_state, self._publish_intent, self._complain, self._wake.set))
+
+    def _open_remote(self) -> Telepresence:
+        return Telepresence(
+            open_embedded(self.options.persona), SileroVoiceActivity(), self._publish_speech,
+            Callbacks(self._publish_state, self._publish_intent, self._complain),
+            self.options.playout_s)
 
     def activate(self) -> None:
-        """Start to think and to speak."""
-        assert self._module is not None
+        """Start to think and to speak, or to pass on."""
         self._stopping.clear()
-        self._module.start()
-        self._thread = threading.Thread(target=self._speak, name='speech pacer', daemon=True)
+        self._wake.clear()
+        loop = self._speak
+        if self._remote is not None:
+            self._remote.start()
+            loop = self._tick_remote
+        else:
+            assert self._module is not None
+            self._module.start()
+        self._thread = threading.Thread(target=loop, name='speech pacer', daemon=True)
         self._thread.start()
 
     def deactivate(self) -> None:
         """Fall silent; what is heard is ignored."""
         self._stopping.set()
+        self._wake.set()
         if self._thread is not None:
             self._thread.join(2.0)
             self._thread = None
@@ -134,6 +170,9 @@ class ReasoningNode(AvatarNode):
         if self._module is not None:
             self._module.close()
             self._module = None
+        if self._remote is not None:
+            self._remote.close()
+            self._remote = None
 
     # What arrives ---------------------------------------------------------------------------
 
@@ -148,9 +187,11 @@ class ReasoningNode(AvatarNode):
         if message.event == UserPerception.SPEECH_STARTED:
             module.on_speech_started()
         elif message.event == UserPerception.PARTIAL:
-            module.on_partial(message.text)
+            module.on_partial(message.text, not message.speaking)
         elif message.event == UserPerception.SPEECH_ENDED:
-            module.on_speech_ended()
+            ago_s = (self._now().nanoseconds - to_ns(message.header.stamp)) / 1e9
+            # Sound from a source without this machine's clock ended just now, for all we know.
+            module.on_speech_ended(ago_s if 0.0 < ago_s < MAX_AGO_S else 0.0)
         elif message.event == UserPerception.FINAL:
             module.on_words(message.text)
         else:
@@ -161,6 +202,13 @@ class ReasoningNode(AvatarNode):
             raise ValueError('an empty line was typed, it is ignored: type a sentence')
         if self._listening is not None:
             self._listening.on_text(message.data)
+        elif self._remote is not None and self._thread is not None:
+            self._remote.on_text(message.data)
+
+    def _on_operator(self, message: AudioChunk) -> None:
+        samples = samples_of(message)
+        if self._remote is not None and self._thread is not None:
+            self._remote.on_sound(samples)
 
     # What leaves ----------------------------------------------------------------------------
 
@@ -182,7 +230,11 @@ class ReasoningNode(AvatarNode):
 
     def _speak(self) -> None:
         next_s = time.monotonic()
-        while not self._stopping.wait(max(next_s - time.monotonic(), 0.0)):
+        while not self._stopping.is_set():
+            if self._wake.wait(max(next_s - time.monotonic(), 0.0)):
+                # A turn begins to sound: its time starts now, not with the next tick.
+                self._wake.clear()
+                next_s = time.monotonic()
             next_s += CHUNK_S
             if time.monotonic() > next_s:
                 # Held up for more than a chunk: pieces are spread over the coming time.
@@ -193,8 +245,18 @@ class ReasoningNode(AvatarNode):
                     for _ in range(CHUNKS_AHEAD):
                         self._pass_on()
             except Exception as error:
-                self.report('speech', f'speech could not be sent: '
-                                      f'{type(error).__name__}: {error}')
+                self._report_speech(error)
+
+    def _tick_remote(self) -> None:
+        while not self._stopping.wait(TICK_S):
+            try:
+                if self._remote is not None:
+                    self._remote.tick()
+            except Exception as error:
+                self._report_speech(error)
+
+    def _report_speech(self, error: Exception) -> None:
+        self.report('speech', f'speech could not be sent: {type(error).__name__}: {error}')
 
     def _pass_on(self) -> bool:
         """Send the next piece, if there is one; True if a turn starts with it."""
@@ -202,10 +264,13 @@ class ReasoningNode(AvatarNode):
         piece = module.pull() if module is not None else None
         if piece is None:
             return False
+        self._publish_speech(piece)
+        return piece.sequence == 0
+
+    def _publish_speech(self, piece: SpokenChunk) -> None:
         self._speech.publish(audio_message(
             piece.samples, self._now().nanoseconds, sequence=piece.sequence,
             turn_id=piece.turn_id, last=piece.last, source='voice'))
-        return piece.sequence == 0
 
 
 def main(args: list[str] | None = None) -> int:

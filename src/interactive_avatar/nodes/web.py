@@ -40,6 +40,8 @@ class WebOptions:
     """Parameters of the web node."""
 
     autostart: bool = option(True, 'configure and activate without being asked')
+    mode: str = option('companion', 'telepresence shows buttons for actions instead of a '
+                                    'conversation', choices=('companion', 'telepresence'))
     host: str = option('127.0.0.1', 'address to listen at; 0.0.0.0 for all, but browsers give the '
                                     'microphone to localhost and https only')
     port: int = option(8080, 'TCP port of the page; 0 takes a free one', minimum=0, maximum=65535)
@@ -134,7 +136,8 @@ class WebNode(AvatarNode):
         if self._page is not None:
             self._page.publish_state({
                 'phase': phase_name(message.phase), 'activity': activity_name(message.activity),
-                'turn_id': message.turn_id, 'prompt': message.prompt})
+                'turn_id': message.turn_id, 'prompt': message.prompt,
+                'mode': self.options.mode})
 
     def _on_intent(self, message: AvatarIntent) -> None:
         if self._page is None:

@@ -2,7 +2,7 @@
 """The Reasoning-Reaction Module without ROS: intents, the state cycle, reasoners and the voice.
 
 `ReasoningModule` is what a node wraps: events of the user in, states, intents and chunks of
-speech out.
+speech out. `Telepresence` takes its place where an operator speaks through the avatar.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from interactive_avatar.reasoning.module import (
     open_embedded,
 )
 from interactive_avatar.reasoning.persona import Persona, PersonaError, load_persona
+from interactive_avatar.reasoning.telepresence import Telepresence
 from interactive_avatar.reasoning.turn import Turn, TurnError, make_turn
 from interactive_avatar.reasoning.voice import Voice, VoiceError, open_voice
 
 __all__ = [
     'Activity', 'Callbacks', 'EmbeddedReasoner', 'Intent', 'Memory', 'ModuleOptions', 'Persona',
     'PersonaError', 'Phase', 'Reasoner', 'ReasoningModule', 'SpokenChunk', 'State', 'StateCycle',
-    'Turn', 'TurnError', 'Voice', 'VoiceError', 'load_persona', 'make_turn', 'open_embedded',
-    'open_voice',
+    'Telepresence', 'Turn', 'TurnError', 'Voice', 'VoiceError', 'load_persona', 'make_turn',
+    'open_embedded', 'open_voice',
 ]

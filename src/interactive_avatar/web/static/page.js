@@ -90,7 +90,20 @@ function showState(state) {
   document.body.dataset.activity = ACTIVITIES.includes(name) ? name : 'idle';
   at('activity').textContent = name ? name[0].toUpperCase() + name.slice(1) : 'Idle';
   at('state').title = [state.phase, state.reason].filter(Boolean).join(' · ');
+  if (state.mode) showMode(state.mode);
   if (state.prompt !== undefined) at('prompt').textContent = state.prompt;
+}
+
+// An operator speaks through the avatar: actions to press instead of things to say to it.
+function showMode(mode) {
+  const remote = mode === 'telepresence';
+  if (document.body.dataset.mode === mode) return;
+  document.body.dataset.mode = mode;
+  at('actions').hidden = !remote;
+  if (remote) at('hint')?.remove();
+  document.querySelector('aside h1').textContent = remote ? 'You speak through the avatar'
+    : 'Conversation';
+  showMicrophone();
 }
 
 function showIntent(intent) {
@@ -177,6 +190,11 @@ function showMicrophone() {
   const button = at('microphone');
   button.setAttribute('aria-pressed', String(microphone.on));
   button.setAttribute('aria-label', `Turn the microphone ${microphone.on ? 'off' : 'on'}`);
+  if (document.body.dataset.mode === 'telepresence') {
+    at('text').placeholder = microphone.on ? 'You are heard… or type an action'
+      : 'Turn the microphone on, or type an action';
+    return;
+  }
   at('text').placeholder = microphone.on ? 'Listening… or type here'
     : 'Talk or type';
 }
@@ -218,9 +236,11 @@ at('composer').addEventListener('submit', (event) => {
   event.preventDefault();
   say(at('text').value);
 });
-at('examples').addEventListener('click', (event) => {
-  if (event.target.matches('button')) say(event.target.textContent);
-});
+for (const buttons of ['examples', 'actions']) {
+  at(buttons).addEventListener('click', (event) => {
+    if (event.target.matches('button')) say(event.target.textContent);
+  });
+}
 
 player.onpicture = () => {
   lastPictureMs = performance.now();
