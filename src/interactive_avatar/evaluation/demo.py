@@ -98,7 +98,8 @@ def describe(event: dict[str, Any]) -> str | None:
 
 
 def run_client(out: Path, environment: dict[str, str], namespace: str, ready_timeout_s: float,
-               say: Callable[[str], None], utterances: Path = UTTERANCES) -> int:
+               say: Callable[[str], None], utterances: Path = UTTERANCES,
+               pictures: bool = True, pause_s: float = 2.0) -> int:
     """Let the recorded user talk to a running graph.
 
     Args:
@@ -108,6 +109,8 @@ def run_client(out: Path, environment: dict[str, str], namespace: str, ready_tim
         ready_timeout_s: how long to wait for a live avatar.
         say: called with each line of progress.
         utterances: folder with ``utterances.yaml``.
+        pictures: whether pictures are asked for and recorded.
+        pause_s: seconds between turns.
 
     Returns:
         The client's exit status.
@@ -115,7 +118,9 @@ def run_client(out: Path, environment: dict[str, str], namespace: str, ready_tim
     command = [sys.executable, '-m', 'interactive_avatar.nodes.demo_client',
                '--bag', str(out / 'bag'), '--log', str(out / 'said.json'),
                '--utterances', str(utterances), '--namespace', namespace,
-               '--ready-timeout', str(ready_timeout_s)]
+               '--ready-timeout', str(ready_timeout_s), '--pause', str(pause_s)]
+    if not pictures:
+        command.append('--no-pictures')
     log_path = out / 'logs' / 'demo_client.log'
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, 'ab') as log:

@@ -122,6 +122,21 @@ def _face_rows(face: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def _stage_parts(result: dict[str, Any]) -> list[str]:
+    from interactive_avatar.evaluation.stages import STAGES
+
+    stages = result.get('stages_s')
+    if not stages or not stages['turns']:
+        return []
+    latency = result['response_latency_s']
+    rows = [[name.replace('_', ' '), number(stages[name]['p50'], 's'),
+             number(stages[name]['p95'], 's'), why] for name, why in STAGES.items()]
+    rows.append(['all', number(latency['p50'], 's'), number(latency['p95'], 's'), ''])
+    return ['## Where the time goes', '', table(['stage', 'p50', 'p95', 'from the stage before'],
+                                                rows), '',
+            f'Over {stages["turns"]} spoken turns that were answered aloud.', '']
+
+
 def session_markdown(result: dict[str, Any], title: str) -> str:
     """The report of `session.measure` as Markdown.
 
@@ -146,6 +161,7 @@ def session_markdown(result: dict[str, Any], title: str) -> str:
         "Decision: from the end of the user's voice to the intent. Response: to the first sound "
         'of the answer. Switch to visible: from the change of the prompt to the first change of '
         'the picture above its calm (for actions).', '']
+    parts += _stage_parts(result)
     parts += ['## Stream', '', table(['figure', 'measured'], _stream_rows(result)), '']
     if result['face']:
         parts += ['## Picture', '', table(['figure', 'measured'], _face_rows(result['face'])),

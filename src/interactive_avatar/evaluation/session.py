@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import metrics
 from interactive_avatar.evaluation.bag import NS_PER_S, Event, Picture, Recording, Sound
+from interactive_avatar.evaluation.stages import measure_stages
 from interactive_avatar.media.clock import (
     FRAME_NS,
     FRAME_RATE_HZ,
@@ -430,6 +431,7 @@ def measure(recording: Recording, expected: Sequence[Expected] = (),
         'face': measure_face(recording, track) if track else None,
         'turns': turns,
         'response_latency_s': metrics.percentiles(latency, (50, 95)),
+        'stages_s': measure_stages(recording, turns),
         'states': states_table(recording),
         'nodes': measure_diagnostics(recording),
     }

@@ -3,6 +3,10 @@
 
 Runs as a process of its own (``python -m interactive_avatar.nodes.demo_client``), as a real user's
 microphone would, and prints one JSON object per line about what happens.
+
+Each entry of ``utterances.yaml`` is said (``NAME.wav`` lies beside it), or, with ``typed: true``,
+typed, or, with ``presence: true`` or ``false``, the user comes or leaves. ``interrupts: 1.2`` says
+it so many seconds after the answer to the entry before has begun to sound.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,8 @@ from interactive_avatar.evaluation.bag import RECORDED_TOPICS, BagWriter
 from interactive_avatar.media.audio import read_wav
 from interactive_avatar.media.clock import SAMPLE_RATE_HZ
 from interactive_avatar.nodes.recorder import Recorder, message_class
+
+PICTURE_TOPICS = ('image_raw/compressed', 'camera_info')
 
 BLOCK_SAMPLES = 1280
 BLOCK_NS = BLOCK_SAMPLES * 1_000_000_000 // SAMPLE_RATE_HZ
@@ -127,6 +133,8 @@ class Seen:
     intent_turn: int = 0
     intent_ns: int = 0
     stable_turn: int = 0
+    sounding_turn: int = 0
+    sounded_ns: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -136,7 +144,7 @@ class Watcher:
     def __init__(self) -> None:
         self.seen = Seen()
         self._kinds = {name: message_class(RECORDED_TOPICS[name])
-                       for name in ('perception', 'intent', 'state')}
+                       for name in ('perception', 'intent', 'state', 'audio')}
 
     def __call__(self, topic: str, data: bytes, now_ns: int) -> None:
         """Take one message (a `recorder.Listener`)."""
@@ -150,6 +158,10 @@ class Watcher:
                 self.seen.intent_turn, self.seen.intent_ns = message.turn_id, now_ns
                 tell('intent', intent=message.intent, confidence=round(message.confidence, 2),
                      action=message.action, speech=message.speech)
+            elif topic == 'audio':
+                if not message.turn_id or not any(message.data):
+                    return
+                self.seen.sounding_turn, self.seen.sounded_ns = message.turn_id, now_ns
             elif topic == 'state':
                 self.seen.phase, self.seen.turn_id = message.phase, message.turn_id
                 if message.phase == STABLE_PHASE:
@@ -182,7 +194,7 @@ class DemoUser:
         while True:
             counts = self._recorder.counts
             missing = []
-            if counts['image_raw/compressed'] < MIN_READY_PICTURES:
+            if counts.get('image_raw/compressed', MIN_READY_PICTURES) < MIN_READY_PICTURES:
                 missing.append('pictures on image_raw/compressed (generator)')
             if counts['audio'] < MIN_READY_SOUNDS:
                 missing.append('sound on audio (generator)')
@@ -198,17 +210,41 @@ class DemoUser:
                 tell('waiting', missing=missing)
             time.sleep(0.2)
 
-    def say(self, samples: NDArray[np.int16]) -> dict[str, Any]:
-        """Say int16 [n], wait for the whole turn, and return when what happened (ns)."""
-        seen = self._watcher.seen
+    def say(self, samples: NDArray[np.int16], until_sound_s: float | None = None
+            ) -> dict[str, Any]:
+        """Say int16 [n], wait for the turn, and return when what happened (ns).
+
+        Args:
+            samples: what is said.
+            until_sound_s: wait only so long after the answer has begun to sound; None for its
+                end.
+        """
         start_ns = self._microphone.say(samples)
         end_ns = start_ns + samples.size * 1_000_000_000 // SAMPLE_RATE_HZ
         while self._microphone.busy:
             time.sleep(0.02)
+        return self._follow(start_ns, end_ns, until_sound_s)
+
+    def type(self, publish: Callable[[], None], until_sound_s: float | None = None
+             ) -> dict[str, Any]:
+        """Type or show something, wait for the turn, and return when what happened (ns)."""
+        start_ns = time.time_ns()
+        publish()
+        return self._follow(start_ns, start_ns, until_sound_s)
+
+    def _follow(self, start_ns: int, end_ns: int, until_sound_s: float | None) -> dict[str, Any]:
+        seen = self._watcher.seen
         with seen.changed:
             seen.changed.wait_for(lambda: seen.intent_ns > start_ns, self._answer_timeout_s)
             answered = seen.intent_ns > start_ns
             turn = seen.intent_turn
+            if answered and until_sound_s is not None:
+                sounds = seen.changed.wait_for(
+                    lambda: seen.sounding_turn >= turn and seen.sounded_ns > start_ns,
+                    self._turn_timeout_s)
+                seen.changed.wait_for(lambda: False, until_sound_s)
+                return {'start_ns': start_ns, 'end_ns': end_ns, 'answered': answered,
+                        'ended': False, 'sounded': bool(sounds)}
             ended = answered and seen.changed.wait_for(
                 lambda: seen.phase == STABLE_PHASE and seen.stable_turn >= turn,
                 self._turn_timeout_s)
@@ -226,7 +262,12 @@ def run(args: argparse.Namespace) -> int:
     watcher = Watcher()
     log: list[dict[str, Any]] = []
     with BagWriter(args.bag, {'recorder': 'avatar demo'}) as writer:
-        recorder = Recorder(node, writer, listener=watcher)
+        topics = {name: kind for name, kind in RECORDED_TOPICS.items()
+                  if args.pictures or name not in PICTURE_TOPICS}
+        recorder = Recorder(node, writer, topics, listener=watcher)
+        keyboard = node.create_publisher(message_class('std_msgs/msg/String'), 'user/text', 16)
+        eyes = node.create_publisher(message_class('avatar_bringup/msg/UserPerception'),
+                                     'perception', 16)
 
         def spin() -> None:
             try:
@@ -245,13 +286,28 @@ def run(args: argparse.Namespace) -> int:
                 return 3
             tell('ready', utterances=len(entries['utterances']))
             time.sleep(args.pause)
-            for index, entry in enumerate(entries['utterances']):
+            script = entries['utterances']
+            for index, entry in enumerate(script):
+                follows = script[index + 1] if index + 1 < len(script) else {}
+                until_sound_s = follows.get('interrupts')
                 tell('say', index=index, name=entry['name'], text=entry['text'])
-                row = user.say(read_wav(args.utterances / f'{entry["name"]}.wav'))
+                if entry.get('typed'):
+                    row = user.type(lambda text=entry['text']: keyboard.publish(
+                        message_class('std_msgs/msg/String')(data=text)), until_sound_s)
+                elif 'presence' in entry:
+                    row = user.type(lambda there=entry['presence']: eyes.publish(
+                        message_class('avatar_bringup/msg/UserPerception')(face_present=there)),
+                        until_sound_s)
+                else:
+                    row = user.say(read_wav(args.utterances / f'{entry["name"]}.wav'),
+                                   until_sound_s)
+                kind = 'typed' if entry.get('typed') else \
+                    'seen' if 'presence' in entry else 'said'
                 log.append({'name': entry['name'], 'text': entry['text'],
-                            'intent': entry['intent'], **row})
+                            'intent': entry['intent'], 'kind': kind, **row})
                 tell('turn', index=index, **row)
-                time.sleep(args.pause)
+                if until_sound_s is None:
+                    time.sleep(args.pause)
             tell('done', counts=recorder.counts)
         finally:
             args.log.write_text(json.dumps(log, indent=1), encoding='utf-8')
@@ -277,6 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help='folder with utterances.yaml and its WAV files')
     parser.add_argument('--namespace', default='avatar')
     parser.add_argument('--ready-timeout', type=float, default=180.0, help='seconds')
+    parser.add_argument('--no-pictures', dest='pictures', action='store_false',
+                        help='neither wait for pictures nor record them')
     parser.add_argument('--pause', type=float, default=2.0, help='seconds between turns')
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
