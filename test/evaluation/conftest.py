@@ -69,7 +69,7 @@ def make_bag() -> Callable[..., Path]:
 
             def state(time_s: float, phase: int, activity: int, prompt: str) -> None:
                 put('state', T0_NS + int(time_s * NS_PER_S), turn_id=1, phase=phase,
-                    activity=activity, prompt=prompt, next_prompt='')
+                    activity=activity, prompt=prompt, stable_prompt='', next_prompt='')
 
             def diagnose(stamp_ns: int, index: int) -> None:
                 status, value = (types['diagnostic_msgs/msg/DiagnosticStatus'],

@@ -63,6 +63,8 @@ def make() -> Iterator[Make]:
     opened: list[Listener] = []
 
     def build(**options: Any) -> Listener:
+        # Words such as `640 ms` would pass for a sentence.
+        options = {'complete_silence_ms': 0, **options}
         opened.append(Listener(ListenerOptions(**options), Measure, Loudness()))
         return opened[-1]
 

@@ -13,7 +13,7 @@ SENTENCES = Path(__file__).parents[1] / 'data' / 'intents' / 'heldout.tsv'
 
 
 @pytest.mark.parametrize('text', [
-    'Please nod.', 'Hello!', 'What can you do?', 'How are you?', 'Put it on.', 'Nod, please.',
+    'Please nod.', 'please nod your head', 'Hello!', 'What can you do?', 'How are you?', 'Put it on.', 'Nod, please.',
     'Come back.', 'What?', 'Yes.', 'My name is Ada.', 'Look at me.', 'Thank you so much!',
 ])
 def test_whole_sentences_are_complete(text: str) -> None:
@@ -22,7 +22,7 @@ def test_whole_sentences_are_complete(text: str) -> None:
 
 @pytest.mark.parametrize('text', [
     '', '...', 'Put on your.', 'Can you.', 'My name is.', 'I want you to.', 'Look at the.',
-    'Hello, my name...', 'And then,', 'Please look', 'I think that is very.', 'Tell me.',
+    'Hello, my name...', 'And then,', 'I think that is very.', 'Tell me.',
     "Let's.", 'Could you please put on your glasses and.', 'Um.',
 ])
 def test_beginnings_are_not(text: str) -> None:

@@ -133,7 +133,7 @@ class ListenerOptions:
 
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     partial_interval_ms: int = 600
-    early_ms: int = 128
+    early_ms: int = 96
     complete_silence_ms: int = 288
     complete_confidence: float = 0.6
     language: str = 'en'

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Has the speaker finished, judging by the words alone? English; other languages are not judged.
 
-A recogniser puts a full stop behind nearly everything, so its punctuation says little. The last
-word says more: nobody ends a sentence with `the` or `your`. A wrong `no` costs a quarter of a
-second, a wrong `yes` cuts the speaker off, so the list of words that want another is long.
+A recogniser puts a full stop behind nearly everything or nothing, so its punctuation says little.
+The last word says more: nobody ends a sentence with `the` or `your`. A wrong `no` costs a quarter
+of a second, a wrong `yes` cuts the speaker off, so the list of words that want another is long.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sounds_complete(text: str) -> bool:
         text: the words so far, with the recogniser's punctuation.
     """
     stripped = text.strip()
-    if _TRAILING_OFF.search(stripped) or stripped[-1:] not in '.?!':
+    if _TRAILING_OFF.search(stripped):
         return False
     words = re.sub(r"[^\w' -]+", ' ', stripped.lower().replace('\u2019', "'")).split()
     if not words:
