@@ -13,8 +13,9 @@ SENTENCES = Path(__file__).parents[1] / 'data' / 'intents' / 'heldout.tsv'
 
 
 @pytest.mark.parametrize('text', [
-    'Please nod.', 'please nod your head', 'Hello!', 'What can you do?', 'How are you?', 'Put it on.', 'Nod, please.',
-    'Come back.', 'What?', 'Yes.', 'My name is Ada.', 'Look at me.', 'Thank you so much!',
+    'Please nod.', 'please nod your head', 'Hello!', 'What can you do?', 'How are you?',
+    'Put it on.', 'Nod, please.', 'Come back.', 'What?', 'Yes.', 'My name is Ada.',
+    'Look at me.', 'Thank you so much!',
 ])
 def test_whole_sentences_are_complete(text: str) -> None:
     assert sounds_complete(text)

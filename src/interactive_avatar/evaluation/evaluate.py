@@ -133,7 +133,23 @@ def evaluate_intents(args: argparse.Namespace) -> int:
     """Carry out ``avatar evaluate intents``: accuracy of the embedded reasoner."""
     from interactive_avatar.reasoning import accuracy
 
-    return int(accuracy.main([str(args.file)]) or 0)
+    if not args.speech:
+        return int(accuracy.main([str(args.file), '--persona', args.persona]) or 0)
+    from interactive_avatar.evaluation import spoken_intents
+    from interactive_avatar.evaluation.speakers import SpeakerMissing
+    from interactive_avatar.reasoning.module import open_embedded
+
+    try:
+        figures, result = spoken_intents.run(
+            accuracy.read_rows(args.file), open_embedded(args.persona).understand, args.sample,
+            args.speakers, lambda text: print(text, file=sys.stderr, flush=True))
+    except SpeakerMissing as error:
+        raise ValueError(str(error)) from error
+    for miss in result.misses:
+        print(f'{miss.row.utterance!r}: {miss.row.intent} {dict(miss.row.slots) or ""} -> '
+              f'{miss.intent} {dict(miss.slots) or ""} ({miss.confidence:.2f})')
+    print(json.dumps(figures, indent=2))
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,6 +172,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                                description='Accuracy of the embedded reasoner on a TSV file of '
                                'intent and sentence.')
     intents.add_argument('file', type=Path)
+    intents.add_argument('--persona', default='config/persona.yaml', help='persona file')
+    intents.add_argument('--speech', action='store_true',
+                         help='let two synthetic voices say the sentences, and score what is '
+                              'heard')
+    intents.add_argument('--sample', type=int, default=0, metavar='N',
+                         help='with --speech: so many sentences, drawn by intent (default: all)')
+    intents.add_argument('--speakers', nargs='+', default=[], metavar='NAME',
+                         help='with --speech: voices (default: the first two that work)')
     intents.set_defaults(carry_out=evaluate_intents)
     args = parser.parse_args(argv)
     try:
