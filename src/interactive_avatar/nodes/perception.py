@@ -70,7 +70,7 @@ class PerceptionOptions:
                                            'trailing_silence_ms always', minimum=0, maximum=5000)
     max_speech_ms: int = option(25000, 'an utterance is cut at this length, ms',
                                 minimum=1000, maximum=28000)
-    partial_interval_ms: int = option(600, 'time between partial results, ms; 0 for none',
+    partial_interval_ms: int = option(1000, 'time between partial results, ms; 0 for none',
                                       minimum=0, maximum=10000)
     queue_blocks: int = option(100, 'blocks of sound that may wait; the oldest goes first',
                                minimum=4, maximum=10000)
@@ -78,7 +78,7 @@ class PerceptionOptions:
     hri: bool = option(True, 'follow the humans of ROS4HRI (REP-155) where hri_msgs is installed')
     audio_common: bool = option(True, 'take user/audio_stamped where audio_common_msgs is '
                                       'installed')
-    nice: int = option(10, 'scheduling priority of the listening threads, 19 is lowest',
+    nice: int = option(5, 'scheduling priority of the listening threads, 19 is lowest',
                        minimum=-20, maximum=19)
 
 

@@ -3,7 +3,7 @@
 
 Whisper encodes 30 s whatever it hears. Encoding a shorter window costs in proportion, and on
 short commands it is also more accurate (docs/perception.md holds the figures), so partial
-results use 12 s and final ones 20 s.
+results use 12 s and final ones 15 s.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ MODEL_SHA256 = {
     'vocabulary.txt': 'ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf',
 }
 PARTIAL_WINDOW_S = 12
-FINAL_WINDOW_S = 20
+FINAL_WINDOW_S = 15
+FINAL_BEAMS = 2
 MAX_WINDOW_S = 30
 # Silence that a window must leave after the speech; without it Whisper repeats itself.
 WINDOW_MARGIN_S = 4
@@ -49,7 +50,7 @@ NO_SPEECH_PROBABILITY = 0.6
 NO_SPEECH_CONFIDENCE = 0.37
 # What the conversation is about: names the words that short commands are made of.
 DEFAULT_HINT = 'A person talks to an avatar: please nod, put on your glasses, who are you?'
-WORKER_NICE = 10
+WORKER_NICE = 5
 MAX_WAITING_JOBS = 4
 
 
@@ -205,7 +206,7 @@ class WhisperRecogniser:
         mel = self._features(padded, padding=0)[None, :, :window_s * MEL_FRAMES_PER_S]
         result = self._model.generate(
             self._storage.from_array(np.ascontiguousarray(mel, np.float32)), [self._prompt],
-            beam_size=5 if final else 1, no_repeat_ngram_size=3, return_scores=True,
+            beam_size=FINAL_BEAMS if final else 1, no_repeat_ngram_size=3, return_scores=True,
             return_no_speech_prob=True,
             max_length=len(self._prompt) + MAX_TOKENS_EXTRA + int(speech_s * MAX_TOKENS_PER_S))[0]
         text = self._tokenizer.decode(result.sequences_ids[0]).strip()

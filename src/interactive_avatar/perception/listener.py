@@ -132,7 +132,7 @@ class ListenerOptions:
     """
 
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
-    partial_interval_ms: int = 600
+    partial_interval_ms: int = 1000
     early_ms: int = 96
     complete_silence_ms: int = 288
     complete_confidence: float = 0.6

@@ -22,9 +22,9 @@ from typing import BinaryIO, Final
 
 FRAME_HEADER: Final = struct.Struct('<IBII')
 SOUND, END, FAILED, READY = 1, 2, 3, 4
-# One thread keeps the voice out of the generator's way; it is still ten times real time.
-_THREADS: Final = 1
-_NICENESS: Final = 5
+# The user waits for the first clause; the generator goes before all by its own priority.
+_THREADS: Final = 2
+_NICENESS: Final = 2
 _VOLUME: Final = 0.8
 
 
