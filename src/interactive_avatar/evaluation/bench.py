@@ -24,6 +24,7 @@ from interactive_avatar.media.audio import AudioFormatError, read_wav
 from interactive_avatar.media.clock import CHUNK_MS, CHUNK_SAMPLES, SAMPLE_RATE_HZ
 from interactive_avatar.media.picture import PictureError, read_image
 from interactive_avatar.paths import resource
+from interactive_avatar.run import add_graph_arguments
 
 UTTERANCES = Path(__file__).parent / 'utterances'
 WARM_UP_CHUNKS = 12
@@ -221,6 +222,15 @@ def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
         save=args.out / 'lips' if args.save_videos else None))
 
 
+def bench_response(args: argparse.Namespace) -> dict[str, Any]:
+    """From the user's last sound to the avatar's first, stage by stage, on the real graph."""
+    from interactive_avatar.evaluation import bench_response as response
+    from interactive_avatar.run import parse_overrides
+
+    return response.run(args.out / 'response', args.spoken, args.typed, args.interruptions,
+                        args.config, parse_overrides(args.overrides))
+
+
 def _finish(result: dict[str, Any], out: Path, name: str) -> None:
     plot = result.pop('plot', None)
     result['machine'] = machine()
@@ -296,6 +306,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),
                       help='speech library with its sound beside it, for --make-set')
     kind.set_defaults(carry_out=bench_lips)
+    kind = kinds.add_parser('response', parents=[common],
+                            help="from the user's last sound to the avatar's first, by stages")
+    kind.add_argument('--spoken', type=int, default=24, help='sentences said by two voices')
+    kind.add_argument('--typed', type=int, default=6, help='lines typed')
+    kind.add_argument('--interruptions', type=int, default=4, help='answers broken off')
+    add_graph_arguments(kind)
+    kind.set_defaults(carry_out=bench_response)
     args = parser.parse_args(argv)
     for name in ('chunks', 'messages', 'size'):
         if getattr(args, name, 1) < 1:
