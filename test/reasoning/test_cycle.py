@@ -3,8 +3,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine
+from hypothesis.stateful import rule as step
 
 from interactive_avatar.generator import prompts
 from interactive_avatar.generator.prompts import WorldState
@@ -242,3 +247,64 @@ def test_diagram() -> None:
     text = diagram()
     assert text.startswith('stateDiagram-v2')
     assert 'SPEAKING --> LISTENING: user_speech_started / stop speech, listen' in text
+
+
+def test_the_documentation_shows_the_table() -> None:
+    page = (Path(__file__).parents[2] / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+    assert f'```mermaid\n{diagram()}\n```' in page, 'paste the output of diagram() into the page'
+
+
+class CycleMachine(RuleBasedStateMachine):
+    """Hypothesis chooses the events and the times between them; `Driver` checks the rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver(Clock())
+
+    @step(seconds=st.floats(0.0, 30.0))
+    def wait(self, seconds: float) -> None:
+        self.driver.clock.now_s += seconds
+        self.driver.carry_out(self.driver.cycle.tick())
+
+    @step(event=st.sampled_from((Event.USER_SPEECH_STARTED, Event.USER_SPEECH_GOES_ON,
+                                 Event.USER_SPEECH_ENDED, Event.UTTERANCE, Event.NO_WORDS)),
+          spoken=st.booleans(), text=st.text(min_size=1, max_size=500))
+    def user(self, event: Event, spoken: bool, text: str) -> None:
+        self.driver.send(event, text=text, spoken=spoken)
+
+    @step(event=st.sampled_from((Event.TURN_READY, Event.TURN_FAILED, Event.IMPULSE)),
+          action=st.sampled_from(ACTIONS), speech=st.sampled_from(('', 'Yes.')),
+          late=st.integers(0, 2))
+    def reasoner(self, event: Event, action: str, speech: str, late: int) -> None:
+        cycle = self.driver.cycle
+        world = replace(cycle.world, listening=False)
+        turn = turn_for(world, action, speech if action != 'talk' else 'Yes.')
+        self.driver.send(event, turn=turn, number=cycle.request_id - late)
+
+    @step(event=st.sampled_from((Event.SPEECH_GOES_ON, Event.SPEECH_FINISHED,
+                                 Event.SPEECH_FAILED)), late=st.integers(0, 2))
+    def voice(self, event: Event, late: int) -> None:
+        driver = self.driver
+        number = driver.cycle.turn_id - late
+        if driver.sounding == number and event is not Event.SPEECH_GOES_ON:
+            driver.sounding = None
+        elif driver.sounding is None and not late:
+            # A voice that is silent tells of nothing.
+            return
+        driver.send(event, number=number)
+
+    def teardown(self) -> None:
+        """Left alone, it comes to rest with the stable prompt of the last turn."""
+        for _ in range(20):
+            self.driver.clock.now_s += 20.0
+            self.driver.carry_out(self.driver.cycle.tick())
+        cycle = self.driver.cycle
+        assert cycle.activity is Activity.IDLE and cycle.next_deadline_s is None
+        assert cycle.prompt == prompts.stable_prompt(cycle.world)
+        if cycle.turn is not None:
+            assert cycle.prompt == cycle.turn.stable_prompt
+
+
+CycleMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=60, deadline=None, database=None)
+TestCycleMachine = CycleMachine.TestCase

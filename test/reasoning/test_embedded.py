@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from interactive_avatar.generator import prompts
+from interactive_avatar.generator.prompts import WorldState
 from interactive_avatar.paths import cache_folder
 from interactive_avatar.reasoning import accuracy
 from interactive_avatar.reasoning.embedded import (
@@ -89,6 +91,32 @@ def test_whatever_is_said_gives_a_turn(shipped: EmbeddedReasoner, text: str) -> 
     turn = shipped.reason(text, Memory())
     assert turn.intent == 'out_of_scope'
     assert 'rule' not in turn.speech
+
+
+def test_the_stable_prompt_is_rewritten_kept_and_undone(shipped: EmbeddedReasoner) -> None:
+    memory = Memory()
+
+    def stable(text: str) -> str:
+        turn = say(shipped, memory, text)
+        assert turn.stable_prompt == prompts.stable_prompt(turn.world)
+        return turn.stable_prompt
+
+    assert 'glasses' in stable('Put on your glasses.')
+    # Kept across turns that change something else, or nothing.
+    both = stable('Now put on your hat as well.')
+    assert 'glasses' in both and 'hat' in both
+    assert 'glasses' in stable('What time is it?')
+    # Contradictions: the later wish holds, the rest stays.
+    assert 'hat' not in (without := stable('Take off the hat.')) and 'glasses' in without
+    assert 'left' in stable('Look to the left.')
+    right = stable('Look to the right.')
+    assert 'right' in right and 'left' not in right
+    # Out of view nothing but the way back is seen, and what was worn is worn again.
+    assert 'glasses' in (away := stable('Step out of the picture.')) and 'looks' not in away
+    assert stable('Nod.') == away
+    assert 'glasses' in (back := stable('Come back.')) and 'looks' in back
+    # Undone when asked.
+    assert stable('Take off your glasses.') == prompts.stable_prompt(WorldState())
 
 
 def test_replies_vary(reasoner: EmbeddedReasoner) -> None:
