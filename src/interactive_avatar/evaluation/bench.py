@@ -231,6 +231,15 @@ def bench_response(args: argparse.Namespace) -> dict[str, Any]:
                         args.config, parse_overrides(args.overrides))
 
 
+def bench_telepresence(args: argparse.Namespace) -> dict[str, Any]:
+    """From an operator's microphone to the face, on the real graph in telepresence."""
+    from interactive_avatar.evaluation import bench_telepresence as telepresence
+    from interactive_avatar.run import parse_overrides
+
+    return telepresence.run(args.out / 'telepresence', args.config,
+                            parse_overrides(args.overrides))
+
+
 def _finish(result: dict[str, Any], out: Path, name: str) -> None:
     plot = result.pop('plot', None)
     result['machine'] = machine()
@@ -313,6 +322,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--interruptions', type=int, default=4, help='answers broken off')
     add_graph_arguments(kind)
     kind.set_defaults(carry_out=bench_response)
+    kind = kinds.add_parser('telepresence', parents=[common],
+                            help="from an operator's microphone to the face")
+    add_graph_arguments(kind)
+    kind.set_defaults(carry_out=bench_telepresence)
     args = parser.parse_args(argv)
     for name in ('chunks', 'messages', 'size'):
         if getattr(args, name, 1) < 1:

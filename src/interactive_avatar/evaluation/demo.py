@@ -99,7 +99,8 @@ def describe(event: dict[str, Any]) -> str | None:
 
 def run_client(out: Path, environment: dict[str, str], namespace: str, ready_timeout_s: float,
                say: Callable[[str], None], utterances: Path = UTTERANCES,
-               pictures: bool = True, pause_s: float = 2.0) -> int:
+               pictures: bool = True, pause_s: float = 2.0,
+               answer_timeout_s: float = 10.0) -> int:
     """Let the recorded user talk to a running graph.
 
     Args:
@@ -111,6 +112,7 @@ def run_client(out: Path, environment: dict[str, str], namespace: str, ready_tim
         utterances: folder with ``utterances.yaml``.
         pictures: whether pictures are asked for and recorded.
         pause_s: seconds between turns.
+        answer_timeout_s: how long the user waits for an answer to begin.
 
     Returns:
         The client's exit status.
@@ -118,7 +120,8 @@ def run_client(out: Path, environment: dict[str, str], namespace: str, ready_tim
     command = [sys.executable, '-m', 'interactive_avatar.nodes.demo_client',
                '--bag', str(out / 'bag'), '--log', str(out / 'said.json'),
                '--utterances', str(utterances), '--namespace', namespace,
-               '--ready-timeout', str(ready_timeout_s), '--pause', str(pause_s)]
+               '--ready-timeout', str(ready_timeout_s), '--pause', str(pause_s),
+               '--answer-timeout', str(answer_timeout_s)]
     if not pictures:
         command.append('--no-pictures')
     log_path = out / 'logs' / 'demo_client.log'

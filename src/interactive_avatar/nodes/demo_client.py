@@ -278,7 +278,7 @@ def run(args: argparse.Namespace) -> int:
         thread = threading.Thread(target=spin, name='recorder', daemon=True)
         thread.start()
         microphone = Microphone(node)
-        user = DemoUser(microphone, recorder, watcher)
+        user = DemoUser(microphone, recorder, watcher, args.answer_timeout)
         try:
             missing = user.wait_ready(args.ready_timeout)
             if missing:
@@ -335,6 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--ready-timeout', type=float, default=180.0, help='seconds')
     parser.add_argument('--no-pictures', dest='pictures', action='store_false',
                         help='neither wait for pictures nor record them')
+    parser.add_argument('--answer-timeout', type=float, default=10.0, help='seconds')
     parser.add_argument('--pause', type=float, default=2.0, help='seconds between turns')
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
