@@ -42,7 +42,7 @@ P95_AIM_S: Final = 1.6
 TYPED_AIM_S: Final = 0.5
 STOP_AIM_S: Final = 0.2
 PAUSE_S: Final = 0.8
-# (sentence, intent), none from the persona file.
+# (sentence, intent). Some are in the persona file: time is measured here, not understanding.
 SPOKEN: Final = (
     ('Hello there, nice to meet you.', 'greeting'), ('Who am I talking to?', 'ask_name'),
     ('What sort of things can you do?', 'ask_capability'), ('How are you feeling?',
