@@ -246,6 +246,8 @@ def bench_face(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.make_template:
         print(face.make_template(args.people, args.make_template))
+    if args.make_fixture:
+        print(face.make_fixture(args.people, args.make_fixture))
     return face.run(face.Options(args.people, args.poses, args.clips, args.seed))
 
 
@@ -344,6 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--seed', type=int, default=0)
     kind.add_argument('--make-template', type=Path, metavar='FILE',
                       help="first measure the tracker's template of a face on training people")
+    kind.add_argument('--make-fixture', type=Path, metavar='FOLDER',
+                      help='first render the film that the tests watch')
     kind.set_defaults(carry_out=bench_face)
     args = parser.parse_args(argv)
     for name in ('chunks', 'messages', 'size', 'poses', 'clips'):

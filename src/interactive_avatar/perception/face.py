@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -414,18 +415,21 @@ class HeadGestures:
     """
 
     WINDOW_S: Final = 1.7
-    SWING_RAD: Final = math.radians(2.6)
+    SWING_RAD: Final = math.radians(2.8)
     DIP_RAD: Final = math.radians(5.5)
     DIP_S: Final = 0.9
+    # Slower movement, as while talking, is no gesture.
+    SWING_MOST_S: Final = 0.5
     SWINGS: Final = 3
     # The other axis may move by this share of the main one.
     CROSS_SHARE: Final = 0.6
-    REST_S: Final = 1.2
+    # One gesture lasts until the head has been still for so long.
+    STILL_S: Final = 0.45
     GAP_S: Final = 0.5
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float, float]] = deque()
-        self._rest_until_s = -math.inf
+        self._goes_on = False
 
     def push(self, now_s: float, pitch_rad: float, yaw_rad: float) -> str:
         """Take the next angles; returns nod or shake when one is recognised, else ''."""
@@ -435,21 +439,28 @@ class HeadGestures:
         samples.append((now_s, pitch_rad, yaw_rad))
         while now_s - samples[0][0] > self.WINDOW_S:
             samples.popleft()
-        if now_s < self._rest_until_s or len(samples) < 4:
-            return ''
         track = np.array(samples)
+        if self._goes_on:
+            last = track[track[:, 0] >= now_s - self.STILL_S - 1e-6]
+            if last[-1, 0] - last[0, 0] < 0.7 * self.STILL_S or \
+                    np.ptp(last[:, 1:], axis=0).max() >= self.SWING_RAD:
+                return ''
+            self._goes_on = False
+            samples.clear()
+            samples.extend(tuple(sample) for sample in last.tolist())
+            return ''
+        if len(samples) < 4:
+            return ''
         pitch_range, yaw_range = np.ptp(track[:, 1]), np.ptp(track[:, 2])
         found = ''
         if yaw_range <= self.CROSS_SHARE * pitch_range:
             swings = self.swings(track[:, 0], track[:, 1])
-            if len(swings) >= self.SWINGS or self._is_dip(swings):
+            if self._is_series(swings) or self._is_dip(swings):
                 found = 'nod'
         elif pitch_range <= self.CROSS_SHARE * yaw_range and \
-                len(self.swings(track[:, 0], track[:, 2])) >= self.SWINGS:
+                self._is_series(self.swings(track[:, 0], track[:, 2])):
             found = 'shake'
-        if found:
-            self._rest_until_s = now_s + self.REST_S
-            samples.clear()
+        self._goes_on = bool(found)
         return found
 
     def swings(self, times_s: Floats, angles_rad: Floats) -> list[tuple[float, float, float]]:
@@ -473,7 +484,13 @@ class HeadGestures:
                 direction = -direction
         if direction == 0:
             return []
-        return [(begin[0], end[0], end[1] - begin[1]) for begin, end in zip(turns, turns[1:])]
+        return [(begin[0], end[0], end[1] - begin[1]) for begin, end in pairwise(turns)]
+
+    def _is_series(self, swings: Sequence[tuple[float, float, float]]) -> bool:
+        """Whether the last swings are quick enough, and enough of them."""
+        last = swings[-self.SWINGS:]
+        return len(last) == self.SWINGS and all(
+            end_s - begin_s <= self.SWING_MOST_S for begin_s, end_s, _ in last)
 
     def _is_dip(self, swings: Sequence[tuple[float, float, float]]) -> bool:
         """Whether the head went down and came back at once (pitch is positive downward)."""
