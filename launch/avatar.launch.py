@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the avatar: the nodes perception, reasoning, generator and web.
+"""Starts the avatar: the nodes perception, face, reasoning, generator and web.
 
     ros2 launch avatar_bringup avatar.launch.py
     ros2 launch avatar_bringup avatar.launch.py namespace:=face web:=false model:=/data/my_model
@@ -17,7 +17,7 @@ from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 
 SHARE = Path(__file__).resolve().parents[1]
-NODES = ('perception', 'reasoning', 'generator', 'web')
+NODES = ('perception', 'face', 'reasoning', 'generator', 'web')
 RESPAWN_DELAY_S = 2.0
 # Nodes that have the parameter `mode`.
 MODAL = ('perception', 'reasoning', 'web')

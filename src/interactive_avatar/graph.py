@@ -26,7 +26,7 @@ from typing import IO, Any
 from interactive_avatar.paths import cache_folder, resource
 
 STATUS_FOLDER_VARIABLE = 'AVATAR_STATUS_FOLDER'
-NODES = ('perception', 'reasoning', 'generator', 'web')
+NODES = ('perception', 'face', 'reasoning', 'generator', 'web')
 DEFAULT_NAMESPACE = 'avatar'
 PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 POLL_S = 0.1
@@ -250,7 +250,7 @@ def start_graph(
 
     Args:
         config: parameter file, absolute or within the package.
-        nodes: which nodes; all four by default.
+        nodes: which nodes; all by default.
         namespace: namespace of nodes and topics.
         overrides: parameters that go before the file, as ``{'web.port': 8081}``.
         log_folder: where the nodes' output goes; a folder in the user's cache if None.

@@ -18,6 +18,7 @@ from interactive_avatar.media import (
     decode_image,
     encode_jpeg,
     fit_square,
+    picture_from_bytes,
     read_image,
     write_image,
 )
@@ -108,3 +109,56 @@ def test_contact_sheet_lays_out_rows() -> None:
         contact_sheet(frames, ['a', 'b'])
     with pytest.raises(PictureError, match='0 columns'):
         contact_sheet(frames, columns=0)
+
+
+def camera_bytes(encoding: str, picture: NDArray[np.uint8], padding: int = 0) -> tuple[bytes, int]:
+    """What a camera sends for a picture, and its bytes per row."""
+    height, width = picture.shape[:2]
+    if encoding == 'mono8':
+        rows = picture[..., :1]
+    elif encoding in ('bgr8', 'bgra8'):
+        rows = picture[..., ::-1]
+    else:
+        rows = picture
+    if encoding in ('rgba8', 'bgra8'):
+        rows = np.concatenate([rows, np.full((height, width, 1), 7, np.uint8)], axis=2)
+    rows = rows.reshape(height, -1)
+    rows = np.pad(rows, ((0, 0), (0, padding)))
+    return rows.tobytes(), rows.shape[1]
+
+
+@pytest.mark.parametrize('padding', [0, 5])
+@pytest.mark.parametrize('encoding', ['rgb8', 'bgr8', 'mono8', 'rgba8', 'bgra8'])
+def test_pictures_of_cameras_come_out_as_rgb(encoding: str, padding: int) -> None:
+    picture = ramp(6, 9)
+    data, step = camera_bytes(encoding, picture, padding)
+    expected = np.repeat(picture[..., :1], 3, 2) if encoding == 'mono8' else picture
+    found = picture_from_bytes(data, 6, 9, step, encoding)
+    np.testing.assert_array_equal(found, expected)
+    assert found.flags.c_contiguous
+    # Some drivers leave out what fills up the last row.
+    if padding:
+        np.testing.assert_array_equal(
+            picture_from_bytes(data[:-padding], 6, 9, step, encoding), expected)
+
+
+@pytest.mark.parametrize('encoding, order', [
+    ('yuv422', 'UYVY'), ('uyvy', 'UYVY'), ('yuv422_yuy2', 'YUYV'), ('yuyv', 'YUYV')])
+def test_yuv_of_cameras_becomes_rgb(encoding: str, order: str) -> None:
+    pytest.importorskip('cv2')
+    # ITU-R BT.601, limited range: red is (82, 90, 240), and grey has no colour.
+    for (y, u, v), rgb in (((82, 90, 240), (255, 0, 0)), ((126, 128, 128), (128, 128, 128))):
+        pair = bytes({'Y': y, 'U': u, 'V': v}[name] for name in order)
+        found = picture_from_bytes(pair * 8, 4, 4, 8, encoding)
+        assert found.shape == (4, 4, 3)
+        assert np.abs(found.astype(int) - rgb).max() <= 3
+
+
+@pytest.mark.parametrize('encoding, height, width, step, named', [
+    ('32FC1', 4, 4, 16, "'32FC1' are not taken: send one of rgb8"),
+    ('rgb8', 4, 4, 8, '8 bytes a row'), ('rgb8', 5, 4, 12, 'does not fit 48 bytes'),
+    ('rgb8', 0, 4, 12, '4x0'), ('yuv422', 4, 3, 12, 'even number'), ('', 4, 4, 12, "''")])
+def test_pictures_that_do_not_fit_are_refused(encoding: str, height: int, width: int, step: int,
+                                              named: str) -> None:
+    with pytest.raises(PictureError, match=named):
+        picture_from_bytes(bytes(48), height, width, step, encoding)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         decode_image,
         encode_jpeg,
         fit_square,
+        picture_from_bytes,
         read_image,
         write_image,
     )
@@ -58,7 +59,8 @@ if TYPE_CHECKING:
 
 _LAZY = {
     **dict.fromkeys(('PictureError', 'check_picture', 'check_reference', 'contact_sheet',
-                     'decode_image', 'encode_jpeg', 'fit_square', 'read_image', 'write_image'),
+                     'decode_image', 'encode_jpeg', 'fit_square', 'picture_from_bytes',
+                     'read_image', 'write_image'),
                     'interactive_avatar.media.picture'),
     **dict.fromkeys(('VideoError', 'VideoReader', 'VideoWriter'),
                     'interactive_avatar.media.video'),
@@ -78,7 +80,7 @@ __all__ = [
     'Chunker', 'Gap', 'MediaClock', 'PictureError', 'Resampler', 'SequenceGuard', 'VideoError',
     'VideoReader', 'VideoWriter', 'check_picture', 'check_reference', 'check_samples',
     'contact_sheet', 'decode_image', 'encode_jpeg', 'fit_square', 'level_dbfs', 'log_mel',
-    'mel_from_bytes', 'mel_to_bytes', 'mix_to_mono', 'read_image', 'read_wav', 'resample',
-    'samples_from_bytes', 'samples_to_bytes', 'silence', 'to_float32', 'to_int16', 'write_image',
-    'write_wav',
+    'mel_from_bytes', 'mel_to_bytes', 'mix_to_mono', 'picture_from_bytes', 'read_image',
+    'read_wav', 'resample', 'samples_from_bytes', 'samples_to_bytes', 'silence', 'to_float32',
+    'to_int16', 'write_image', 'write_wav',
 ]

@@ -6,15 +6,22 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 MIN_REFERENCE_PX = 64
 # A picture of one colour shows no face; 2 grey levels of spread is below any camera's noise.
 MIN_REFERENCE_SPREAD = 2.0
 MAX_PICTURE_PX = 16_384
+# Encodings of ROS's cameras and their bytes per pixel; yuv422 and uyvy are the same.
+CAMERA_ENCODINGS = {'rgb8': 3, 'bgr8': 3, 'mono8': 1, 'rgba8': 4, 'bgra8': 4, 'yuv422': 2,
+                    'uyvy': 2, 'yuv422_yuy2': 2, 'yuyv': 2}
 SHEET_MARGIN_PX = 12
 SHEET_LABEL_PX = 22
 SHEET_TITLE_PX = 40
@@ -116,6 +123,56 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         raise PictureError('not an image that can be decoded: use PNG, JPEG or WebP') from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureError(f'image is damaged ({error}): fetch or export it again') from error
+
+
+def picture_from_bytes(data: Buffer, height: int, width: int, step: int, encoding: str
+                       ) -> NDArray[np.uint8]:
+    """Pixels as a camera sends them, as uint8 [H, W, 3] RGB.
+
+    Args:
+        data: the rows, one after the other.
+        height: number of rows.
+        width: pixels in a row.
+        step: bytes from row to row, at least what the pixels need.
+        encoding: one of `CAMERA_ENCODINGS`, named as in ROS's ``sensor_msgs/image_encodings``.
+
+    Raises:
+        PictureError: on another encoding, or if the sizes do not fit the data.
+    """
+    if encoding not in CAMERA_ENCODINGS:
+        raise PictureError(f'pictures encoded as {encoding!r} are not taken: send one of '
+                           f'{", ".join(CAMERA_ENCODINGS)}')
+    channels = CAMERA_ENCODINGS[encoding]
+    size = memoryview(data).nbytes
+    if not (0 < height <= MAX_PICTURE_PX and 0 < width <= MAX_PICTURE_PX) or \
+            step < width * channels or size < step * (height - 1) + width * channels:
+        raise PictureError(f'a {encoding} picture of {width}x{height} with {step} bytes a row '
+                           f'does not fit {size} bytes: check width, height, step and data of the '
+                           f'camera')
+    if channels == 2 and width % 2:
+        raise PictureError(f'a {encoding} picture has {width} pixels a row, two share their '
+                           f'colour: send an even number')
+    flat = np.frombuffer(data, np.uint8)
+    if size >= step * height:
+        rows = flat[:step * height].reshape(height, step)[:, :width * channels]
+    else:
+        # The last row may come without the bytes that fill it up.
+        rows = np.lib.stride_tricks.as_strided(flat, (height, width * channels), (step, 1))
+    pixels = rows.reshape(height, width, channels)
+    if encoding == 'rgb8':
+        return np.ascontiguousarray(pixels)
+    if encoding == 'rgba8':
+        return np.ascontiguousarray(pixels[..., :3])
+    if encoding in ('bgr8', 'bgra8'):
+        return np.ascontiguousarray(pixels[..., 2::-1])
+    if encoding == 'mono8':
+        return np.repeat(pixels, 3, axis=2)
+    import cv2  # only cameras that send YUV need it
+
+    packed = np.ascontiguousarray(pixels)
+    code = cv2.COLOR_YUV2RGB_YUY2 if encoding in ('yuv422_yuy2', 'yuyv') else \
+        cv2.COLOR_YUV2RGB_UYVY
+    return np.asarray(cv2.cvtColor(packed, code), np.uint8)
 
 
 def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:

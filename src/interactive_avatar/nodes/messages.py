@@ -18,6 +18,12 @@ from interactive_avatar.media.audio import (
     samples_from_bytes,
 )
 from interactive_avatar.media.clock import SAMPLE_RATE_HZ
+from interactive_avatar.media.picture import (
+    CAMERA_ENCODINGS,
+    PictureError,
+    check_picture,
+    picture_from_bytes,
+)
 
 NS_PER_S = 1_000_000_000
 FRAME_ID = 'avatar_display'
@@ -70,6 +76,32 @@ def audio_message(samples: NDArray[np.int16], stamp_ns: int, *, sequence: int, t
     # array('B') is taken as it is; any other type would be copied element by element.
     message.data = array('B', samples.astype('<i2', copy=False).tobytes())
     return message
+
+
+def picture_of(message: Image) -> NDArray[np.uint8]:
+    """Picture of a message as uint8 [H, W, 3] RGB.
+
+    Encodings that this package does not know (such as Bayer patterns) are left to `cv_bridge`
+    where it is installed.
+
+    Raises:
+        PictureError: if the message is not a picture that can be taken.
+    """
+    if message.encoding in CAMERA_ENCODINGS or not message.encoding:
+        return picture_from_bytes(message.data, message.height, message.width, message.step,
+                                  message.encoding)
+    refused = PictureError(f'pictures encoded as {message.encoding!r} are not taken: send one of '
+                           f'{", ".join(CAMERA_ENCODINGS)}')
+    try:
+        from cv_bridge import CvBridge
+    except ImportError:
+        raise refused from None
+    try:
+        picture = np.asarray(CvBridge().imgmsg_to_cv2(message, 'rgb8'))
+    except Exception as error:
+        # What it raises differs from release to release.
+        raise refused from error
+    return check_picture(picture)
 
 
 class ImageWriter:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the avatar hears: voice activity, endpointing and speech recognition; no ROS.
+"""What the avatar hears and sees: voice activity, speech recognition, faces; no ROS.
 
-`Listener` is what the rest of the system uses: it takes sound and returns speech events.
+`Listener` and `FaceTracker` are what the rest of the system uses: one takes sound and returns
+speech events, the other takes pictures and says who is there and what they do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ from interactive_avatar.perception.asr import (
     check_model,
     find_model_dir,
 )
+from interactive_avatar.perception.depth import distance_in_box
 from interactive_avatar.perception.echo import EchoGuard
+from interactive_avatar.perception.face import (
+    ENGAGEMENT_SHARE,
+    Camera,
+    Engagement,
+    Face,
+    FaceOptions,
+    FaceTracker,
+    HeadPose,
+    Sight,
+)
 from interactive_avatar.perception.listener import (
     AudioGap,
     Event,
@@ -24,6 +36,7 @@ from interactive_avatar.perception.listener import (
     SpeechEnded,
     SpeechStarted,
 )
+from interactive_avatar.perception.mesh import FaceMesh, mesh_missing
 from interactive_avatar.perception.vad import (
     Endpointer,
     EndpointOptions,
@@ -32,8 +45,9 @@ from interactive_avatar.perception.vad import (
 )
 
 __all__ = [
-    'AudioGap', 'EchoGuard', 'EndpointOptions', 'Endpointer', 'Event', 'Final', 'Listener',
-    'ListenerOptions', 'Partial', 'PerceptionError', 'Recogniser', 'Recognition',
+    'ENGAGEMENT_SHARE', 'AudioGap', 'Camera', 'EchoGuard', 'EndpointOptions', 'Endpointer',
+    'Engagement', 'Event', 'Face', 'FaceMesh', 'FaceOptions', 'FaceTracker', 'Final', 'HeadPose', 'Listener',
+    'ListenerOptions', 'Partial', 'PerceptionError', 'Recogniser', 'Recognition', 'Sight',
     'SileroVoiceActivity', 'SpeechEnded', 'SpeechStarted', 'WhisperRecogniser', 'check_model',
-    'find_model_dir',
+    'distance_in_box', 'find_model_dir', 'mesh_missing',
 ]
