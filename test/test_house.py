@@ -58,12 +58,12 @@ def test_dependencies_point_downward_and_ros_stays_in_nodes(path: Path) -> None:
 
 @pytest.mark.parametrize('module', [
     'generator', 'reasoning.module', 'perception', 'web', 'nodes.generator', 'nodes.reasoning',
-    'nodes.perception', 'nodes.web', 'evaluation.demo', 'cli'])
+    'nodes.perception', 'nodes.face', 'nodes.web', 'evaluation.demo', 'cli'])
 def test_the_run_time_imports_no_torch(module: str) -> None:
     if module.startswith('nodes.'):
         pytest.importorskip('rclpy', reason='rclpy is not installed: run `make build`')
     code = (f'import sys, interactive_avatar.{module}; '
-            'heavy = {"torch", "mediapipe", "matplotlib", "transformers"} & set(sys.modules); '
+            'heavy = {"torch", "mediapipe", "cv2", "matplotlib", "transformers"} & set(sys.modules); '
             'sys.exit(str(heavy) if heavy else 0)')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           check=False)

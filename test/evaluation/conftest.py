@@ -90,10 +90,14 @@ def make_bag() -> Callable[..., Path]:
                 sound('user/audio', stamp_ns, index, tone(2560) * user_on)
                 speaking = index in AVATAR_CHUNKS
                 if index == 15:
-                    put('perception', stamp_ns, user_id='', event=3, speaking=False,
+                    no_pose = types['geometry_msgs/msg/Pose'](
+                        types['geometry_msgs/msg/Point'](np.nan, np.nan, np.nan),
+                        types['geometry_msgs/msg/Quaternion'](0.0, 0.0, 0.0, 1.0))
+                    put('perception', stamp_ns, source='microphone', user_id='', event=3, speaking=False,
                         text='please nod', confidence=1.0, language='en', duration_s=1.0,
-                        face_present=False, expression='', looking=False, engagement=0.0,
-                        distance_m=0.0)
+                        face_present=False, expression='', looking=False, people=0,
+                        engagement=0.0, engagement_level=0, gesture='', distance_m=0.0,
+                        head_pose=no_pose)
                     put('intent', stamp_ns, turn_id=1, user_text='please nod', intent='nod',
                         confidence=0.9, emotion='neutral', action='nod', slot_names=[],
                         slot_values=[], speech='Of course.', action_prompt='nods',
