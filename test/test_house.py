@@ -63,7 +63,8 @@ def test_the_run_time_imports_no_torch(module: str) -> None:
     if module.startswith('nodes.'):
         pytest.importorskip('rclpy', reason='rclpy is not installed: run `make build`')
     code = (f'import sys, interactive_avatar.{module}; '
-            'heavy = {"torch", "mediapipe", "cv2", "matplotlib", "transformers"} & set(sys.modules); '
+            'heavy = {"torch", "mediapipe", "cv2", "matplotlib", "transformers"}; '
+            'heavy &= set(sys.modules); '
             'sys.exit(str(heavy) if heavy else 0)')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           check=False)
