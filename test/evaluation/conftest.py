@@ -94,7 +94,8 @@ def make_bag() -> Callable[..., Path]:
                         types['geometry_msgs/msg/Point'](np.nan, np.nan, np.nan),
                         types['geometry_msgs/msg/Quaternion'](0.0, 0.0, 0.0, 1.0))
                     put('perception', stamp_ns, source='microphone', user_id='', event=3,
-                        speaking=False, text='please nod', confidence=1.0, language='en', duration_s=1.0,
+                        speaking=False, text='please nod', confidence=1.0, language='en',
+                        duration_s=1.0,
                         face_present=False, expression='', looking=False, people=0,
                         engagement=0.0, engagement_level=0, gesture='', distance_m=0.0,
                         head_pose=no_pose)
