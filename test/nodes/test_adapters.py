@@ -97,10 +97,15 @@ def test_face_engagement_and_gaze_are_reported_once(given: str | int, told: str)
         topics.send('/humans/faces/f/expression', expression=given)
         topics.send('/humans/persons/p/engagement_status', level=3)
         topics.send('/humans/interactions/gazing', sender='p', receiver='')
-    assert len(heard) == (3 if told else 2)
+    # A face has come; then expression, engagement and gaze, each once.
+    assert len(heard) == (4 if told else 3)
+    assert heard[0].face_present and heard[0].source == 'hri'
     last = heard[-1]
     assert (last.expression, last.engagement, last.looking) == (told, 1.0, True)
     assert last.face_present and math.isnan(last.distance_m)
+    assert (last.people, last.engagement_level) == (1, UserPerception.ENGAGED)
+    topics.send('/humans/faces/tracked', ids=[])
+    assert not heard[-1].face_present and heard[-1].people == 0
 
 
 def test_sound_without_a_declared_format_is_refused() -> None:

@@ -24,7 +24,12 @@ from interactive_avatar.generator.prompts import WorldState
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 from interactive_avatar.nodes import qos
 from interactive_avatar.nodes.messages import ACTIVITIES, PHASES, audio_message
-from interactive_avatar.nodes.reasoning import ReasoningNode, intent_message, state_message
+from interactive_avatar.nodes.reasoning import (
+    ReasoningNode,
+    intent_message,
+    perceived_of,
+    state_message,
+)
 from interactive_avatar.reasoning import Activity, Intent, Phase, State, Turn
 
 STATE = State(Phase.ACTION, Activity.SPEAKING, 7, 'nods', 'rests', WorldState())
@@ -117,11 +122,26 @@ def test_what_the_user_does_reaches_the_module(rig: Any) -> None:
                                                   speaking=event != UserPerception.FINAL))
     rig.out.text.publish(String(data='and smile'))
     assert rig.spin_until(lambda: ('on_text', 'and smile') in rig.module.calls
-                          and ('on_presence', True) in rig.module.calls)
-    assert [call for call in rig.module.calls if call[0].startswith('on_') and
-            call[0] != 'on_text'] == [
+                          and any(call[0] == 'on_perceived' for call in rig.module.calls))
+    *heard, seen = [call for call in rig.module.calls if call[0].startswith('on_') and
+                    call[0] != 'on_text']
+    assert heard == [
         ('on_speech_started',), ('on_partial', 'please', False), ('on_speech_ended', 0.0),
-        ('on_words', 'please nod'), ('on_presence', True)]
+        ('on_words', 'please nod')]
+    # A source that names itself by nothing is not taken to see that nobody looks.
+    assert (seen[1].present, seen[1].looking) == (True, None)
+
+
+def test_what_a_camera_does_not_know_stays_open() -> None:
+    seen = perceived_of(UserPerception(
+        source='camera', face_present=True, looking=False, engagement=0.25,
+        engagement_level=UserPerception.DISENGAGING, people=2, gesture='nod'))
+    assert (seen.present, seen.looking, seen.engaged, seen.people, seen.gesture) == (
+        True, False, 0.25, 2, 'nod')
+    gone = UserPerception(source='camera', engagement_level=UserPerception.DISENGAGED)
+    assert perceived_of(gone).present is False
+    # No pictures: nobody is known to have left.
+    assert perceived_of(UserPerception(source='camera')).present is None
 
 
 def test_a_turn_that_can_be_heard_does_not_wait_for_the_next_tick(rig: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from interactive_avatar.media.clock import CHUNK_SAMPLES
+from interactive_avatar.reasoning.attention import Perceived
 from interactive_avatar.reasoning.cycle import Activity, Phase, State
 from interactive_avatar.reasoning.embedded import EmbeddedReasoner
 from interactive_avatar.reasoning.memory import Memory
@@ -286,11 +287,31 @@ def test_who_comes_is_greeted_once(bench: Bench) -> None:
     bench.pull(30)
     assert [intent.turn.intent for intent in bench.intents] == ['greeting']
     bench.module.on_presence(False)
+    bench.pull(15)
     bench.spoken(2)
     bench.pull(30)
     bench.module.on_presence(True)
     bench.pull(5)
     assert [intent.turn.intent for intent in bench.intents] == ['greeting', 'farewell']
+
+
+def test_a_smile_is_mirrored_and_pauses_are_nodded_at(bench: Bench) -> None:
+    bench.module.on_presence(True)
+    bench.spoken(1)
+    bench.pull(40)
+    seen = Perceived(True, 'other', 1, True, 1.0, 'smile')
+    bench.module.on_perceived(seen)
+    assert 'smiling' in bench.states[-1].prompt
+    assert bench.states[-1].activity is Activity.IDLE
+    bench.module.on_perceived(replace(seen, expression='neutral'))
+    assert 'smiling' not in bench.states[-1].prompt
+    bench.module.on_speech_started()
+    bench.pull(10)
+    bench.module.on_partial('I have been thinking', pause=True)
+    assert 'nods' in bench.states[-1].prompt
+    assert bench.states[-1].activity is Activity.LISTENING
+    bench.pull(12)
+    assert bench.states[-1].prompt.endswith('listening.')
 
 
 def test_unknown_options_are_named() -> None:

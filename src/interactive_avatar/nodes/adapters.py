@@ -22,9 +22,8 @@ from std_msgs.msg import Bool
 from interactive_avatar.media.audio import AudioFormat, AudioFormatError, samples_from_bytes
 from interactive_avatar.nodes import qos
 from interactive_avatar.nodes.messages import to_ns
+from interactive_avatar.perception import ENGAGEMENT_SHARE, Engagement
 
-# hri_msgs/EngagementLevel -> engagement from 0 to 1; UNKNOWN has no value.
-ENGAGEMENT = {1: 0.0, 2: 0.5, 3: 1.0, 4: 0.25}
 # Expressions of REP-155 in the words of UserPerception; older releases number them.
 EXPRESSIONS = {
     'neutral': 'neutral', 'happy': 'smile', 'happiness': 'smile', 'sad': 'frown',
@@ -124,7 +123,7 @@ class HriAdapter:
         self._emit = on_perception
         self._speaking: set[str] = set()
         self._expression = ''
-        self._engagement: dict[str, float] = {}
+        self._engagement: dict[str, int] = {}
         self._looking: set[str] = set()
         self._kinds = [
             _Kind('/humans/voices/tracked', [
@@ -151,7 +150,11 @@ class HriAdapter:
             self._node.destroy_subscription(self._subscriptions.pop())
 
     def _on_ids(self, kind: _Kind, message: Any) -> None:
+        before = set(kind.live)
         self.follow(kind, message.ids)
+        if kind is self._kinds[1] and set(kind.live) != before:
+            # Whoever comes or goes is told, even if nothing else is known of them.
+            self._send('')
 
     def follow(self, kind: _Kind, ids: Iterable[str]) -> None:
         """Subscribe to the topics of new ids, and unsubscribe from those of ids that have gone."""
@@ -178,11 +181,13 @@ class HriAdapter:
     def _send(self, who: str, event: int = UserPerception.NONE, text: str = '',
               confidence: float = math.nan) -> None:
         faces = self._kinds[1].live
+        level = max(self._engagement.values(), default=int(Engagement.UNKNOWN),
+                    key=lambda level: ENGAGEMENT_SHARE.get(level, -1.0))
         self._emit(UserPerception(
-            user_id=who, event=event, speaking=bool(self._speaking), text=text,
+            source='hri', user_id=who, event=event, speaking=bool(self._speaking), text=text,
             confidence=confidence, face_present=bool(faces), expression=self._expression,
-            looking=bool(self._looking),
-            engagement=max(self._engagement.values(), default=math.nan), distance_m=math.nan))
+            looking=bool(self._looking), people=min(len(faces), 255), engagement_level=level,
+            engagement=ENGAGEMENT_SHARE.get(level, math.nan), distance_m=math.nan))
 
     def _speech(self, who: str, message: Any) -> None:
         if message.final:
@@ -208,9 +213,9 @@ class HriAdapter:
             self._send(who)
 
     def _on_engagement(self, who: str, message: Any) -> None:
-        value = ENGAGEMENT.get(message.level, math.nan)
-        if self._engagement.get(who) != value:
-            self._engagement[who] = value
+        level = int(message.level)
+        if self._engagement.get(who) != level:
+            self._engagement[who] = level
             self._send(who)
 
     def _on_gaze(self, message: Any) -> None:

@@ -222,8 +222,8 @@ class PerceptionNode(AvatarNode):
             self.report('audio_gap', f'user/audio: {event}', WARN)
             return
         message = UserPerception(
-            speaking=speaking, language=self.options.language, confidence=math.nan,
-            engagement=math.nan, distance_m=math.nan)
+            source='microphone', speaking=speaking, language=self.options.language,
+            confidence=math.nan, engagement=math.nan, distance_m=math.nan)
         if isinstance(event, SpeechStarted):
             message.event, stamp_ns = UserPerception.SPEECH_STARTED, event.stamp_ns
         elif isinstance(event, SpeechEnded):

@@ -9,6 +9,7 @@ passed on as it comes.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from interactive_avatar.reasoning import (
     Callbacks,
     Intent,
     ModuleOptions,
+    Perceived,
     ReasoningModule,
     SpokenChunk,
     State,
@@ -71,6 +73,7 @@ class ReasoningOptions:
     playout_s: float = option(0.6, 'time from the speech topic to the ear, s: what lies between '
                                    'this node and the speaker', minimum=0.0, maximum=10.0)
     greet: bool = option(True, 'greet who comes and see off who leaves, where faces are perceived')
+    react: bool = option(True, "mirror the user's smile, nod at their pauses, meet their eyes")
     nice: int = option(0, 'scheduling priority, 19 is lowest', minimum=-20, maximum=19)
 
 
@@ -94,6 +97,19 @@ def intent_message(intent: Intent) -> AvatarIntent:
         latency_s=float(intent.latency_s))
     message.header.frame_id = turn.reasoner
     return message
+
+
+def perceived_of(message: UserPerception) -> Perceived:
+    """What a message says of the user's face; what its source does not know stays open."""
+    camera = message.source == 'camera'
+    unknown = camera and message.engagement_level == UserPerception.ENGAGEMENT_UNKNOWN
+    return Perceived(
+        present=None if unknown and not message.face_present else message.face_present,
+        source=message.source, people=message.people,
+        # Only a camera sees that somebody does not look.
+        looking=message.looking if camera else True if message.looking else None,
+        engaged=float(message.engagement) if camera else math.nan,
+        expression=message.expression, gesture=message.gesture)
 
 
 class ReasoningNode(AvatarNode):
@@ -134,7 +150,7 @@ class ReasoningNode(AvatarNode):
                 voice_model=options.voice_model, voice_speed=options.voice_speed,
                 llm_url=options.llm_url, llm_model=options.llm_model,
                 llm_timeout_s=options.llm_timeout_s, playout_s=options.playout_s,
-                greet=options.greet),
+                greet=options.greet, react=options.react),
             Callbacks(self._publish_state, self._publish_intent, self._complain, self._wake.set))
 
     def _open_remote(self) -> Telepresence:
@@ -195,7 +211,7 @@ class ReasoningNode(AvatarNode):
         elif message.event == UserPerception.FINAL:
             module.on_words(message.text)
         else:
-            module.on_presence(message.face_present)
+            module.on_perceived(perceived_of(message))
 
     def _on_text(self, message: String) -> None:
         if not message.data.strip():

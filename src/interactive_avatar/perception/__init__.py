@@ -46,8 +46,9 @@ from interactive_avatar.perception.vad import (
 
 __all__ = [
     'ENGAGEMENT_SHARE', 'AudioGap', 'Camera', 'EchoGuard', 'EndpointOptions', 'Endpointer',
-    'Engagement', 'Event', 'Face', 'FaceMesh', 'FaceOptions', 'FaceTracker', 'Final', 'HeadPose', 'Listener',
-    'ListenerOptions', 'Partial', 'PerceptionError', 'Recogniser', 'Recognition', 'Sight',
-    'SileroVoiceActivity', 'SpeechEnded', 'SpeechStarted', 'WhisperRecogniser', 'check_model',
+    'Engagement', 'Event', 'Face', 'FaceMesh', 'FaceOptions', 'FaceTracker', 'Final',
+    'HeadPose', 'Listener', 'ListenerOptions', 'Partial', 'PerceptionError', 'Recogniser',
+    'Recognition', 'Sight', 'SileroVoiceActivity', 'SpeechEnded', 'SpeechStarted',
+    'WhisperRecogniser', 'check_model',
     'distance_in_box', 'find_model_dir', 'mesh_missing',
 ]

@@ -7,6 +7,7 @@ speech out. `Telepresence` takes its place where an operator speaks through the 
 
 from __future__ import annotations
 
+from interactive_avatar.reasoning.attention import Attention, AttentionOptions, Perceived
 from interactive_avatar.reasoning.cycle import Activity, Phase, State, StateCycle
 from interactive_avatar.reasoning.embedded import EmbeddedReasoner, Reasoner
 from interactive_avatar.reasoning.memory import Memory
@@ -24,8 +25,30 @@ from interactive_avatar.reasoning.turn import Turn, TurnError, make_turn
 from interactive_avatar.reasoning.voice import Voice, VoiceError, open_voice
 
 __all__ = [
-    'Activity', 'Callbacks', 'EmbeddedReasoner', 'Intent', 'Memory', 'ModuleOptions', 'Persona',
-    'PersonaError', 'Phase', 'Reasoner', 'ReasoningModule', 'SpokenChunk', 'State', 'StateCycle',
-    'Telepresence', 'Turn', 'TurnError', 'Voice', 'VoiceError', 'load_persona', 'make_turn',
-    'open_embedded', 'open_voice',
+    'Activity',
+    'Attention',
+    'AttentionOptions',
+    'Callbacks',
+    'EmbeddedReasoner',
+    'Intent',
+    'Memory',
+    'ModuleOptions',
+    'Perceived',
+    'Persona',
+    'PersonaError',
+    'Phase',
+    'Reasoner',
+    'ReasoningModule',
+    'SpokenChunk',
+    'State',
+    'StateCycle',
+    'Telepresence',
+    'Turn',
+    'TurnError',
+    'Voice',
+    'VoiceError',
+    'load_persona',
+    'make_turn',
+    'open_embedded',
+    'open_voice',
 ]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from interactive_avatar.media.clock import CHUNK_SAMPLES, SAMPLE_RATE_HZ
 from interactive_avatar.paths import cache_folder
+from interactive_avatar.reasoning.attention import Attention, AttentionOptions, Perceived
 from interactive_avatar.reasoning.cycle import (
     Activity,
     BeginTurn,
@@ -71,6 +72,7 @@ class ModuleOptions:
         playout_s: from `pull` to the ear: what lies between this module and the speaker.
         greet: whether who comes is greeted and who leaves is seen off.
         greet_again_s: a person who was away for less is not greeted again.
+        react: whether it mirrors smiles, nods at pauses and meets eyes, see `Attention`.
         draft: whether answers are drafted while the user pauses.
         seed: of the order of replies, None for a different one each time.
         cycle: time-outs.
@@ -87,6 +89,7 @@ class ModuleOptions:
     playout_s: float = 0.5
     greet: bool = True
     greet_again_s: float = 20.0
+    react: bool = True
     draft: bool = True
     seed: int | None = None
     cycle: CycleOptions = field(default_factory=CycleOptions)
@@ -252,8 +255,11 @@ class ReasoningModule:
         self._words_s = clock()
         self._asked = False
         self._turn_began_s = clock()
-        self._left_s: float | None = None
-        self._present = False
+        self._attention = Attention(AttentionOptions(
+            greet=self.options.greet, greet_again_s=self.options.greet_again_s,
+            react=self.options.react), clock)
+        self._base: State | None = None
+        self._shown: State | None = None
         self._closing = False
         self._worker: threading.Thread | None = None
         self._counts = {'turns': 0, 'interruptions': 0, 'voice_failures': 0, 'underruns': 0,
@@ -321,6 +327,8 @@ class ReasoningModule:
 
     def on_speech_started(self) -> None:
         """The user began to speak; breaks off what the avatar says."""
+        with self._lock:
+            self._attention.speech_started()
         self._handle(Occurrence(Event.USER_SPEECH_STARTED))
 
     def on_partial(self, text: str, pause: bool = False) -> None:
@@ -332,6 +340,9 @@ class ReasoningModule:
         """
         with self._lock:
             self._handle(Occurrence(Event.USER_SPEECH_GOES_ON, text))
+            if pause and self._cycle.activity is Activity.LISTENING:
+                self._attention.paused()
+                self._show()
             clean = clean_text(text, MAX_UTTERANCE_CHARS)
             if not (pause and self.options.draft and self._cycle.activity is Activity.LISTENING
                     and any(char.isalnum() for char in clean)):
@@ -349,6 +360,7 @@ class ReasoningModule:
         """
         with self._lock:
             self._voice_ended_s = self._clock() - ago_s
+            self._attention.speech_ended()
             self._handle(Occurrence(Event.USER_SPEECH_ENDED))
 
     def on_words(self, text: str) -> None:
@@ -365,22 +377,33 @@ class ReasoningModule:
             self._utterance(text, spoken=False)
 
     def on_presence(self, present: bool) -> None:
-        """Whether somebody is there; greets who comes and sees off who leaves."""
+        """Whether somebody is there, from a source that knows no more; see `on_perceived`."""
+        self.on_perceived(Perceived(present))
+
+    def on_perceived(self, seen: Perceived) -> None:
+        """What a source sees of the user; `Attention` says what comes of it."""
         with self._lock:
-            if present == self._present:
-                return
-            self._present = present
-            now_s = self._clock()
-            away_s = None if self._left_s is None else now_s - self._left_s
-            if not present:
-                self._left_s = now_s
-            if not self.options.greet:
-                return
-            if present and (away_s is None or away_s >= self.options.greet_again_s):
-                self._impulse = 'greeting'
-            elif not present and self._counts['turns']:
-                self._impulse = 'farewell'
+            self._wish(self._attention.perceive(seen))
+            if self._cycle.activity is Activity.IDLE and seen.gesture:
+                answer = self._attention.answer_to(seen.gesture)
+                if answer:
+                    self.on_text(answer)
+            self._show()
+
+    def _wish(self, impulse: str) -> None:
+        """Have an impulse when there is time for it."""
+        if impulse:
+            self._impulse = impulse
             self._work.notify_all()
+
+    def _show(self) -> None:
+        """Publish the cycle's state as attention dresses it, if that has changed."""
+        if self._base is None:
+            return
+        dressed = self._attention.dress(self._base)
+        if dressed != self._shown:
+            self._shown = dressed
+            self._callbacks.on_state(dressed)
 
     def _utterance(self, text: str, spoken: bool) -> None:
         clean = clean_text(text, MAX_UTTERANCE_CHARS)
@@ -426,9 +449,13 @@ class ReasoningModule:
                 speech = self._speech
                 if speech is not None:
                     self._remember(complete=True)
+                    if self._cycle.turn is not None:
+                        self._attention.turn_heard(self._cycle.turn.speech)
                     self._speech = None
                     self._handle(Occurrence(Event.SPEECH_FINISHED, number=speech.turn_id))
             self._carry_out(self._cycle.tick())
+            self._wish(self._attention.tick())
+            self._show()
 
     @property
     def state(self) -> State:
@@ -483,12 +510,14 @@ class ReasoningModule:
                     self._draft = None
                     self._heard_at_s = None
                 case PublishState():
-                    self._callbacks.on_state(command.state)
+                    self._base = command.state
+                    self._show()
                 case Warn():
                     self._callbacks.on_warning(command.text)
 
     def _begin(self, begun: BeginTurn) -> None:
         self.memory.begin(begun.turn)
+        self._attention.turn_began()
         self._counts['turns'] += 1
         self._turn_began_s = self._clock()
         self._asked = bool(begun.utterance)
