@@ -303,7 +303,7 @@ def test_a_smile_is_mirrored_and_pauses_are_nodded_at(bench: Bench) -> None:
     bench.module.on_perceived(seen)
     assert 'smiling' in bench.states[-1].prompt
     assert bench.states[-1].activity is Activity.IDLE
-    bench.module.on_perceived(replace(seen, expression='neutral'))
+    bench.module.on_perceived(Perceived(True, 'other', 1, True, 1.0, 'neutral'))
     assert 'smiling' not in bench.states[-1].prompt
     bench.module.on_speech_started()
     bench.pull(10)
