@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from interactive_avatar.media.clock import CHUNK_SAMPLES
-from interactive_avatar.reasoning.attention import Perceived
+from interactive_avatar.reasoning.attention import Attention, AttentionOptions, Perceived
 from interactive_avatar.reasoning.cycle import Activity, Phase, State
 from interactive_avatar.reasoning.embedded import EmbeddedReasoner
 from interactive_avatar.reasoning.memory import Memory
@@ -296,9 +296,8 @@ def test_who_comes_is_greeted_once(bench: Bench) -> None:
 
 
 def test_a_smile_is_mirrored_and_pauses_are_nodded_at(bench: Bench) -> None:
-    bench.module.on_presence(True)
-    bench.spoken(1)
-    bench.pull(40)
+    # Without a greeting, which would leave a smile of its own.
+    bench.module._attention = Attention(AttentionOptions(greet=False), bench.clock)
     seen = Perceived(True, 'other', 1, True, 1.0, 'smile')
     bench.module.on_perceived(seen)
     assert 'smiling' in bench.states[-1].prompt
