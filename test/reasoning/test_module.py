@@ -310,7 +310,7 @@ def test_a_smile_is_mirrored_and_pauses_are_nodded_at(bench: Bench) -> None:
     assert 'nods' in bench.states[-1].prompt
     assert bench.states[-1].activity is Activity.LISTENING
     bench.pull(12)
-    assert bench.states[-1].prompt.endswith('listening.')
+    assert bench.states[-1].prompt.endswith('listening')
 
 
 def test_unknown_options_are_named() -> None:
