@@ -81,8 +81,17 @@ class RandomKeyFrames:
         return index if index < len(held) else None
 
 
+class NoKeyFrames:
+    """Ablation: the long memory stays empty."""
+
+    def slot(self, held: Sequence[Feature], candidate: Feature) -> int | None:
+        """See `KeyFramePolicy.slot`."""
+        return None
+
+
 KEY_FRAME_POLICIES: dict[str, Callable[[], KeyFramePolicy]] = {
-    'dynamic': DynamicKeyFrames, 'fifo': FirstInFirstOut, 'random': RandomKeyFrames}
+    'dynamic': DynamicKeyFrames, 'fifo': FirstInFirstOut, 'random': RandomKeyFrames,
+    'none': NoKeyFrames}
 
 
 def frame_feature(latent: NDArray[np.float32], reference: NDArray[np.float32]) -> Feature:
@@ -107,11 +116,13 @@ class VisualMemory:
         backend: compresses groups of latents to entries and owns the cache's arrays.
         reference: latent of the reference picture, float32 [C, 16, 16].
         policy: which long-term entry a candidate replaces once all slots are full.
+        compressed: False leaves short and long memory empty (ablation): only the reference and
+            the adjacent latents are seen.
     """
 
     def __init__(self, backend: Backend, reference: NDArray[np.float32],
-                 policy: KeyFramePolicy | None = None) -> None:
-        self._backend, self._reference = backend, reference
+                 policy: KeyFramePolicy | None = None, compressed: bool = True) -> None:
+        self._backend, self._reference, self._compressed = backend, reference, compressed
         self._policy = policy or DynamicKeyFrames()
         self._sizes = backend.config.memory
         self.cache = backend.new_cache()
@@ -133,7 +144,10 @@ class VisualMemory:
         self._adjacent.append(latent)
         if len(self._adjacent) <= self._sizes.adjacent:
             return
-        self._pending.append(self._adjacent.pop(0))
+        past = self._adjacent.pop(0)
+        if not self._compressed:
+            return
+        self._pending.append(past)
         if len(self._pending) < self._sizes.group:
             return
         group = np.stack(self._pending)
@@ -145,6 +159,8 @@ class VisualMemory:
         self.cache.push('short', compressed)
 
     def _remember(self, feature: Feature, entry: object) -> None:
+        if isinstance(self._policy, NoKeyFrames):
+            return
         if len(self.long_features) < self._sizes.long:
             slot: int | None = len(self.long_features)
             self.long_features.append(feature)
