@@ -225,7 +225,7 @@ def generate(item: HeldOut, player: Player) -> NDArray[np.uint8]:
     return run_script(player.stream(item.reference, prompts[0]), prompts, item.audio)
 
 
-def _pooled(series: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
+def pooled(series: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
     """Put series behind each other, each to mean 0 and spread 1, apart by more than any lag."""
     gap = np.full(2 * metrics.MAX_LAG_FRAMES, np.nan)
     parts: list[NDArray[np.float64]] = []
@@ -248,10 +248,10 @@ def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> 
             for item, gap in zip(items, gaps, strict=True)]
     truth = [item.mouth_open[:gap.size] for item, gap in zip(items, gaps, strict=True)]
     speaking = [item.speaking()[:gap.size] for item, gap in zip(items, gaps, strict=True)]
-    pooled = metrics.lip_fit(_pooled(gaps), _pooled(truth))
+    pooled = metrics.lip_fit(pooled(gaps), pooled(truth))
     spoken = metrics.lip_fit(
-        _pooled([np.where(on, gap, np.nan) for on, gap in zip(speaking, gaps, strict=True)]),
-        _pooled(truth))
+        pooled([np.where(on, gap, np.nan) for on, gap in zip(speaking, gaps, strict=True)]),
+        pooled(truth))
     ratios = [metrics.motion_ratio(gap, on) for gap, on in zip(gaps, speaking, strict=True)]
     known = [ratio for ratio in ratios if np.isfinite(ratio)]
     return {'correlation': pooled.correlation, 'correlation_at_zero': pooled.correlation_at_zero,
@@ -311,7 +311,7 @@ def run(options: Options) -> dict[str, Any]:
         'judge': 'MediaPipe face mesh 0.10.21, lip gap over eye distance',
         'generated': summarise(items, gaps), 'true_pictures': summarise(items, true_gaps),
         'generated_against_true_pictures': metrics.lip_fit(
-            _pooled(gaps), _pooled(true_gaps)).correlation,
+            pooled(gaps), pooled(true_gaps)).correlation,
         'aims': {'correlation': AIM_CORRELATION, 'lag_ms': AIM_LAG_MS,
                  'motion_in_silence': AIM_SILENCE_SHARE},
     }

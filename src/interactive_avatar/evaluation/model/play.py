@@ -92,7 +92,7 @@ class Player:
 
 
 def run(stream: Any, prompts: Sequence[str], audio: NDArray[np.int16] | None = None,
-        ) -> NDArray[np.uint8]:
+        lookahead: int | None = None) -> NDArray[np.uint8]:
     """Play a script.
 
     Args:
@@ -100,11 +100,15 @@ def run(stream: Any, prompts: Sequence[str], audio: NDArray[np.int16] | None = N
         prompts: one per chunk.
         audio: int16, one chunk's 2,560 samples per prompt (missing ones are silence); None for
             silence from beginning to end.
+        lookahead: chunks made in advance and dropped, so that frames and sound are in step; the
+            stream's own by default, none without sound. Give 0 to go on with a stream without
+            losing a chunk: its frames then are late by the stream's lookahead.
 
     Returns:
         uint8 [4 n, H, W, 3], in step with the prompts and the sound.
     """
-    lookahead = 0 if audio is None else int(stream.lookahead_chunks)
+    if lookahead is None:
+        lookahead = 0 if audio is None else int(stream.lookahead_chunks)
     frames: list[NDArray[np.uint8]] = []
     for step in range(len(prompts) + lookahead):
         # The chunk that comes back belongs to an earlier step's sound, and so does its prompt.
