@@ -248,18 +248,18 @@ def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> 
             for item, gap in zip(items, gaps, strict=True)]
     truth = [item.mouth_open[:gap.size] for item, gap in zip(items, gaps, strict=True)]
     speaking = [item.speaking()[:gap.size] for item, gap in zip(items, gaps, strict=True)]
-    pooled = metrics.lip_fit(pooled(gaps), pooled(truth))
+    whole = metrics.lip_fit(pooled(gaps), pooled(truth))
     spoken = metrics.lip_fit(
         pooled([np.where(on, gap, np.nan) for on, gap in zip(speaking, gaps, strict=True)]),
         pooled(truth))
     ratios = [metrics.motion_ratio(gap, on) for gap, on in zip(gaps, speaking, strict=True)]
     known = [ratio for ratio in ratios if np.isfinite(ratio)]
-    return {'correlation': pooled.correlation, 'correlation_at_zero': pooled.correlation_at_zero,
-            'lag_ms': pooled.lag_ms, 'correlation_in_speech': spoken.correlation,
+    return {'correlation': whole.correlation, 'correlation_at_zero': whole.correlation_at_zero,
+            'lag_ms': whole.lag_ms, 'correlation_in_speech': spoken.correlation,
             'correlation_of_each': [fit.correlation for fit in fits],
             'lag_ms_of_each': [fit.lag_ms for fit in fits],
             'motion_in_silence': float(np.mean(known)) if known else float('nan'),
-            'frames': pooled.frames,
+            'frames': whole.frames,
             'frames_with_face': float(np.mean([np.isfinite(gap).mean() for gap in gaps]))}
 
 

@@ -68,7 +68,7 @@ class AvatarStream:
     def __init__(self, backend: Backend, reference: NDArray[np.uint8], prompt: str,
                  encode_text: Callable[[str], NDArray[np.float32]], seed: int = 0,
                  key_frames: str = 'dynamic', compressed_memory: bool = True) -> None:
-        """Args: see `open` and `VisualMemory`; encode_text: text to hidden states float32 [n, width]."""
+        """Args: see `open`, `VisualMemory`; encode_text: text to states float32 [n, width]."""
         config = backend.config
         self.config, self.backend, self._seed = config, backend, seed
         self._bank = ConditioningBank(backend, encode_text)

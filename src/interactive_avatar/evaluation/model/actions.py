@@ -174,8 +174,9 @@ def summarise(outcomes: Sequence[Outcome]) -> Result:
         'Actions',
         'Each trial: at rest, 1.6 s under the action prompt, then the stable prompt of the world '
         'after it, in silence, by held-out people. Judged by changes of head pose, size, brows, '
-        'mouth, lids, irises and presence in the landmarks of MediaPipe, against thresholds fitted '
-        'on true renders of training people; glasses and hats by a classifier of this project '
+        'mouth, lids, irises and presence in the landmarks of MediaPipe, against thresholds '
+        'fitted on true renders of training people; glasses and hats by a classifier of this '
+        'project '
         f'(right on {100 * wears.accuracy["glasses"]:.1f} % and '
         f'{100 * wears.accuracy["hat"]:.1f} % of {wears.pictures} true pictures of held-out '
         'people, both classes equally weighted). Beside: the same judge on true renders of '

@@ -31,9 +31,8 @@ BROW_INNER: Final = (55, 285)
 BROW_MIDDLE: Final = (105, 334)
 EYE_INNER: Final = (133, 362)
 IRIS: Final = (468, 473)
-# Corners of each eye from picture left to picture right, upper and lower lid.
+# Corners of each eye from picture left to picture right.
 EYE_CORNERS: Final = ((33, 133), (362, 263))
-LIDS: Final = ((159, 145), (386, 374))
 
 MEASURES: Final = (
     'lip_gap', 'mouth_width', 'corner_lift', 'brow_inner', 'brow_outer', 'eye_opening', 'gaze_x',
@@ -43,7 +42,7 @@ of the head (so that turns matter little): `corner_lift` of the mouth's corners 
 the lips, `brow_*` of the brows above the eyes. `eye_opening` is height over width. `gaze_*` is the
 place of the iris between the corners and lids of the eye, -1 to 1, + picture right and up. Angles
 in radians, + picture right, up, crown to picture right. `size` is the distance of the outer eye
-corners in picture widths, `x` and `y` the tip of the nose in picture widths and heights, y down."""
+corners in picture widths; `x`, `y` the tip of the nose in picture widths and heights, y down."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def measure(points: Floats, width_px: int, height_px: int) -> Floats:
     middle = 0.5 * (points[INNER_LIP_TOP] + points[INNER_LIP_BOTTOM])
     corners = 0.5 * (points[MOUTH_LEFT] + points[MOUTH_RIGHT])
     gaze_x, gaze_y = [], []
-    for iris, (left, right), (top, bottom) in zip(IRIS, EYE_CORNERS, LIDS, strict=True):
+    for iris, (left, right) in zip(IRIS, EYE_CORNERS, strict=True):
         centre = 0.5 * (points[left] + points[right])
         half = 0.5 * float((points[right] - points[left]) @ across)
         gaze_x.append(float((points[iris] - centre) @ across) / half)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -185,7 +186,7 @@ class Result:
         how: how it was measured, a few sentences.
         rows: lines of the table.
         detail: plain values for the JSON file.
-        plots: caption and picture, uint8 [h, w, 3] RGB.
+        plots: caption and a matplotlib figure, or a picture uint8 [h, w, 3] RGB.
         videos: caption and path.
         table: head and lines of a further table, or None.
     """
@@ -194,6 +195,6 @@ class Result:
     how: str
     rows: list[Row] = field(default_factory=list)
     detail: dict[str, Any] = field(default_factory=dict)
-    plots: list[tuple[str, NDArray[np.uint8]]] = field(default_factory=list)
-    videos: list[tuple[str, Any]] = field(default_factory=list)
+    plots: list[tuple[str, Any]] = field(default_factory=list)
+    videos: list[tuple[str, Path]] = field(default_factory=list)
     table: tuple[list[str], list[list[str]]] | None = None

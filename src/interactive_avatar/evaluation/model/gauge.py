@@ -10,6 +10,7 @@ The result, `judges.npz`, ships with the package.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from dataclasses import replace
 from functools import cache
@@ -100,8 +101,8 @@ def look_at_trials(identity: int, renderer: Any, mesh: MeshJudge, bare: bool) ->
         if needs_objects(trial):
             ends.append([objects.head_crop(frames[at], watched.landmarks[at])
                          if watched.found[at] else np.zeros_like(crops[0]) for at in ENDS])
-    return {'measures': np.array(measures), 'ends': np.array(ends), 'rest': rest.astype(np.float32),
-            'crops': np.array(crops), 'labels': np.array(labels)}
+    return {'measures': np.array(measures), 'ends': np.array(ends),
+            'rest': rest.astype(np.float32), 'crops': np.array(crops), 'labels': np.array(labels)}
 
 
 def look_at_stills(identity: int, renderer: Any, mesh: MeshJudge) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def fit_gauges(train: list[list[dict[str, float]]], test: list[list[dict[str, fl
             for name, other, measured in zip(names, others, person, strict=True):
                 if name == trial.name:
                     right.append(carried_out(trial, measured, gauge))
-                elif other:
+                elif other and all(f'{item}_after' in measured for item in needs_objects(trial)):
                     wrong.append(carried_out(trial, measured, gauge))
         gauges[trial.name] = Gauge(weights, sum(right), len(right), sum(wrong), len(wrong))
     return gauges
@@ -256,31 +257,39 @@ def main() -> None:
                         help='people of either split who play every trial')
     parser.add_argument('--faces', type=int, default=60,
                         help='people of either split, at most, seen with and without each object')
+    parser.add_argument('--cached-only', action='store_true',
+                        help='fit on the people that the cache has')
     parser.add_argument('--out', type=Path, default=JUDGES)
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     renderer = Renderer(options.people)
     seen: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     with MeshJudge() as mesh:
-        for held_out in (False, True):
-            people = renderer.people.split(held_out)
-            for kind, count in (('stills', options.faces), ('trials', options.actors)):
-                for person in _spread(people, count):
-                    path = options.cache / f'{kind}_{person:03d}.npz'
-                    if not path.exists():
-                        found = look_at_stills(person, renderer, mesh) if kind == 'stills' \
-                            else look_at_trials(person, renderer, mesh, bare=held_out)
-                        np.savez_compressed(path.with_suffix('.new.npz'), **found)
-                        path.with_suffix('.new.npz').replace(path)
-                        print(path, file=sys.stderr, flush=True)
-                    with np.load(path) as data:
-                        seen.setdefault((kind, held_out), []).append(dict(data))
+        for kind, count in (('stills', options.faces), ('trials', options.actors)):
+            # In turns, so that a cache that is not finished yet has people of both splits.
+            sides = [_spread(renderer.people.split(held_out), count) for held_out in (False, True)]
+            for person in (p for pair in itertools.zip_longest(*sides) for p in pair):
+                if person is None:
+                    continue
+                held_out = person in sides[1]
+                path = options.cache / f'{kind}_{person:03d}.npz'
+                if not path.exists():
+                    if options.cached_only:
+                        continue
+                    found = look_at_stills(person, renderer, mesh) if kind == 'stills' \
+                        else look_at_trials(person, renderer, mesh, bare=held_out)
+                    np.savez_compressed(path.with_suffix('.new.npz'), **found)
+                    path.with_suffix('.new.npz').replace(path)
+                    print(path, file=sys.stderr, flush=True)
+                with np.load(path) as data:
+                    seen.setdefault((kind, held_out), []).append(dict(data))
     renderer.close()
-    sides = []
+    pictures = []
     for held_out in (False, True):
         parts = seen['stills', held_out] + seen['trials', held_out]
-        sides += [np.concatenate([part[name] for part in parts]) for name in ('crops', 'labels')]
-    judge = fit_objects(*sides)
+        pictures += [np.concatenate([part[name] for part in parts])
+                     for name in ('crops', 'labels')]
+    judge = fit_objects(*pictures)
     train, test = ([_measures_of(person, judge) for person in seen['trials', held_out]]
                    for held_out in (False, True))
     gauges = fit_gauges(train, test)

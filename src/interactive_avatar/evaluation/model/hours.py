@@ -50,7 +50,8 @@ def minute_of(item: HeldOut) -> tuple[list[str], NDArray[np.int16]]:
     quiet = np.zeros(pause * CHUNK_SAMPLES, np.int16)
     prompts = [*part, *part]
     prompts += [rest] * (MINUTE_CHUNKS - len(prompts))
-    return prompts, np.concatenate([sound, quiet, sound, quiet])
+    heard = np.concatenate([sound, quiet, sound, quiet])
+    return prompts, np.pad(heard, (0, MINUTE_CHUNKS * CHUNK_SAMPLES - heard.size))
 
 
 def look(frame: NDArray[np.uint8], judge: IdentityJudge, reference: NDArray[np.float64],

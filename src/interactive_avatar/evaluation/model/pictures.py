@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots and sheets of the report, as pixels."""
+"""Plots of the report, as matplotlib figures, and its contact sheets, as pixels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ Floats = NDArray[np.float64]
 ROW_INCHES = 2.4
 
 
-def pixels(figure: Any) -> NDArray[np.uint8]:
-    """A drawn figure as uint8 [h, w, 3] RGB."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-
-
-def curves(series: Mapping[str, Floats], label: str) -> NDArray[np.uint8]:
+def curves(series: Mapping[str, Floats], label: str) -> Any:
     """Series at the frame rate, each to mean 0 and spread 1, over each other."""
     figure, axes = new_figure(1, 1, ROW_INCHES)
     row = axes[0][0]
@@ -35,11 +29,10 @@ def curves(series: Mapping[str, Floats], label: str) -> NDArray[np.uint8]:
     row.set(xlabel='stream time (s)', ylabel=label)
     row.legend(frameon=False, ncols=3, loc='upper right')
     row.spines[['top', 'right']].set_visible(False)
-    return pixels(figure)
+    return figure
 
 
-def drift(minutes: Floats, rows: Sequence[tuple[str, Floats, float, float]],
-          ) -> NDArray[np.uint8]:
+def drift(minutes: Floats, rows: Sequence[tuple[str, Floats, float, float]]) -> Any:
     """Values over a long stream with their straight lines.
 
     Args:
@@ -56,11 +49,10 @@ def drift(minutes: Floats, rows: Sequence[tuple[str, Floats, float, float]],
         axis.set(ylabel=label, title=f'{slope:+.4f} ± {error:.4f} per minute')
         axis.spines[['top', 'right']].set_visible(False)
     axes[-1][0].set(xlabel='stream time (min)')
-    return pixels(figure)
+    return figure
 
 
-def bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], label: str,
-         ) -> NDArray[np.uint8]:
+def bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], label: str) -> Any:
     """Horizontal bars, a group for each name, one bar in it for each series (0 to 100)."""
     figure, axes = new_figure(1, 1, max(2.0, 0.32 * len(names) + 1.0))
     axis, height = axes[0][0], 0.8 / max(1, len(shares))
@@ -72,7 +64,7 @@ def bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], label: str
     axis.set(xlabel=label, xlim=(0, 100))
     axis.legend(frameon=False, loc='lower right')
     axis.spines[['top', 'right']].set_visible(False)
-    return pixels(figure)
+    return figure
 
 
 def sheet(frames: Sequence[NDArray[np.uint8]], labels: Sequence[str], columns: int,

@@ -173,8 +173,8 @@ def measure(items: Sequence[HeldOut], player: Player, folder: Path, limit: int,
     folder.mkdir(parents=True, exist_ok=True)
     result = Result(
         'Recorded human speech',
-        f'LibriVox and read cards (pocketsphinx-testdata), telephone prompts '
-        f'(asterisk-core-sounds-en-wav, 8 kHz), said by held-out people in turn under the prompt '
+        'LibriVox and read cards (pocketsphinx-testdata), telephone prompts '
+        '(asterisk-core-sounds-en-wav, 8 kHz), said by held-out people in turn under the prompt '
         'to talk. Lip gap by MediaPipe against the openness that the aligned phones ask for; '
         'beside it the same for a synthetic voice.')
     try:
