@@ -89,9 +89,13 @@ class NoKeyFrames:
         return None
 
 
+class WindowOnly(NoKeyFrames):
+    """Ablation: the short memory stays empty too; the reference and the adjacent latents only."""
+
+
 KEY_FRAME_POLICIES: dict[str, Callable[[], KeyFramePolicy]] = {
     'dynamic': DynamicKeyFrames, 'fifo': FirstInFirstOut, 'random': RandomKeyFrames,
-    'none': NoKeyFrames}
+    'none': NoKeyFrames, 'window': WindowOnly}
 
 
 def frame_feature(latent: NDArray[np.float32], reference: NDArray[np.float32]) -> Feature:
@@ -116,13 +120,11 @@ class VisualMemory:
         backend: compresses groups of latents to entries and owns the cache's arrays.
         reference: latent of the reference picture, float32 [C, 16, 16].
         policy: which long-term entry a candidate replaces once all slots are full.
-        compressed: False leaves short and long memory empty (ablation): only the reference and
-            the adjacent latents are seen.
     """
 
     def __init__(self, backend: Backend, reference: NDArray[np.float32],
-                 policy: KeyFramePolicy | None = None, compressed: bool = True) -> None:
-        self._backend, self._reference, self._compressed = backend, reference, compressed
+                 policy: KeyFramePolicy | None = None) -> None:
+        self._backend, self._reference = backend, reference
         self._policy = policy or DynamicKeyFrames()
         self._sizes = backend.config.memory
         self.cache = backend.new_cache()
@@ -145,7 +147,7 @@ class VisualMemory:
         if len(self._adjacent) <= self._sizes.adjacent:
             return
         past = self._adjacent.pop(0)
-        if not self._compressed:
+        if isinstance(self._policy, WindowOnly):
             return
         self._pending.append(past)
         if len(self._pending) < self._sizes.group:

@@ -67,8 +67,8 @@ class AvatarStream:
 
     def __init__(self, backend: Backend, reference: NDArray[np.uint8], prompt: str,
                  encode_text: Callable[[str], NDArray[np.float32]], seed: int = 0,
-                 key_frames: str = 'dynamic', compressed_memory: bool = True) -> None:
-        """Args: see `open`, `VisualMemory`; encode_text: text to states float32 [n, width]."""
+                 key_frames: str = 'dynamic') -> None:
+        """Args: see `open`; encode_text: text to hidden states float32 [n, width]."""
         config = backend.config
         self.config, self.backend, self._seed = config, backend, seed
         self._bank = ConditioningBank(backend, encode_text)
@@ -76,9 +76,8 @@ class AvatarStream:
         latent = backend.encode_image(still)
         mel = np.full((config.audio.window_mels, config.audio.mel_bands), MEL_FLOOR_LN,
                       np.float32)
-        memory = VisualMemory(backend, latent, KEY_FRAME_POLICIES[key_frames](),
-                              compressed_memory)
-        self._state = _State(memory, mel, np.zeros(CHUNK_SAMPLES, np.int16), 0, prompt)
+        self._state = _State(VisualMemory(backend, latent, KEY_FRAME_POLICIES[key_frames]()),
+                             mel, np.zeros(CHUNK_SAMPLES, np.int16), 0, prompt)
         self._bank.prepare(prompt)
 
     @classmethod
@@ -94,7 +93,8 @@ class AvatarStream:
                 model's identities, or None for its first.
             prompt: what is seen at first; the prompt of a world at rest if None.
             seed: of the sampler's noise; same seed and input, same frames.
-            key_frames: policy of the long memory: dynamic, fifo, random or none.
+            key_frames: policy of the long memory: dynamic, fifo or random; as ablations none (it
+                stays empty) and window (the short memory too).
             **backend_options: passed to the backend (threads, int8, device).
 
         Raises:

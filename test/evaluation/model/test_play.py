@@ -33,5 +33,5 @@ def test_sound_that_goes_on_is_late_by_the_lookahead() -> None:
 
 def test_a_setup_names_what_differs() -> None:
     assert Setup().name == 'models/compact'
-    assert Setup(key_frames='fifo', window_only=True, levels=(1.0, 0.5)).name == \
-        'models/compact; key frames fifo; window only; levels 1, 0.5'
+    assert Setup(key_frames='fifo', levels=(1.0, 0.5)).name == \
+        'models/compact; key frames fifo; levels 1, 0.5'

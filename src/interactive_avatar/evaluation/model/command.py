@@ -263,9 +263,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--levels', default='', metavar='L,L',
                         help="noise levels of the sampler, as 1,0.5 (default: the model's own)")
     parser.add_argument('--key-frames', choices=sorted(KEY_FRAME_POLICIES), default='dynamic',
-                        help='policy of the long memory; none leaves it empty')
-    parser.add_argument('--window-only', action='store_true',
-                        help='no compressed memory at all: the reference and the last two latents')
+                        help='policy of the long memory; none leaves it empty, window the short '
+                        'memory too')
+    parser.add_argument('--window-only', action='store_const', const='window', dest='key_frames',
+                        help='as --key-frames window: only the reference and the last two latents')
     parser.add_argument('--seed', type=int, default=0, help='of the sampler')
     parser.add_argument('--set', type=Path, default=SHIPPED_SET, dest='source', metavar='FOLDER',
                         help='held-out set (default: the one that ships)')
@@ -301,7 +302,7 @@ def parse(args: argparse.Namespace) -> tuple[Plan, Setup]:
     out = args.out or Path('out/evaluate') / Path(args.model).name
     return (Plan(sets, args.source, args.performances, args.people, args.quick, args.minutes,
                  args.streams, out),
-            Setup(args.model, args.backend, args.seed, args.key_frames, args.window_only, levels))
+            Setup(args.model, args.backend, args.seed, args.key_frames, levels))
 
 
 def evaluate_model(args: argparse.Namespace) -> int:

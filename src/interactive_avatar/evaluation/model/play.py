@@ -27,8 +27,7 @@ class Setup:
         model: folder.
         backend: what runs it.
         seed: of the sampler.
-        key_frames: policy of the long memory: dynamic, fifo, random, none.
-        window_only: no compressed memory at all: the reference and the adjacent latents only.
+        key_frames: policy of the long memory, of `generator.memory.KEY_FRAME_POLICIES`.
         levels: noise levels of the sampler; the model's own if empty.
     """
 
@@ -36,7 +35,6 @@ class Setup:
     backend: str = 'onnx'
     seed: int = 0
     key_frames: str = 'dynamic'
-    window_only: bool = False
     levels: tuple[float, ...] = ()
 
     @property
@@ -44,7 +42,6 @@ class Setup:
         """For people: the model and what differs from its defaults."""
         parts = [self.model, self.backend if self.backend != 'onnx' else '',
                  f'key frames {self.key_frames}' if self.key_frames != 'dynamic' else '',
-                 'window only' if self.window_only else '',
                  f'levels {", ".join(f"{level:g}" for level in self.levels)}'
                  if self.levels else '']
         return '; '.join(part for part in parts if part)
@@ -76,14 +73,14 @@ class Player:
         """Short hash of the weights and the way they are run: names what was measured of them."""
         text = repr((sorted(self.files.sha256.items()), self.files.config.to_json(),
                      self.setup.backend, self.setup.seed, self.setup.key_frames,
-                     self.setup.window_only, self.setup.levels))
+                     self.setup.levels))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def stream(self, reference: NDArray[np.uint8], prompt: str, seed: int = 0) -> AvatarStream:
         """A new stream of a person, uint8 [H, W, 3] RGB; `seed` is added to the setup's."""
         picture = fit_square(reference, self.files.config.autoencoder.picture_px)
         stream = AvatarStream(self.backend, picture, prompt, self._encode, self.setup.seed + seed,
-                              self.setup.key_frames, not self.setup.window_only)
+                              self.setup.key_frames)
         if self.setup.levels:
             config = stream.config
             stream.config = replace(config, sampler=replace(config.sampler,
