@@ -208,3 +208,11 @@ def test_not_a_wav_file(tmp_path: Path) -> None:
             read_wav(path)
     with pytest.raises(FileNotFoundError):
         read_wav(tmp_path / 'missing.wav')
+
+
+def test_flac_gives_back_every_sample() -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32767, 50_001).astype(np.int16)
+    for part in (samples, samples[:0], samples[:1]):
+        assert (audio.decode_flac(audio.encode_flac(part)) == part).all()
+    with pytest.raises(AudioFormatError, match='not FLAC'):
+        audio.decode_flac(b'RIFF' + bytes(100))

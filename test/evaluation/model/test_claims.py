@@ -24,6 +24,7 @@ from interactive_avatar.evaluation.model import (
     seams,
 )
 from interactive_avatar.evaluation.model.performances import Seen
+from interactive_avatar.evaluation.model.play import Player, Setup, run
 from interactive_avatar.generator.prompts import action_prompt, stable_prompt
 
 ITEMS = [held_out(f'person_{index}', seed=index) for index in range(4)]
@@ -132,6 +133,26 @@ def test_a_stream_is_kept_as_bytes_without_its_backend() -> None:
     hours.load(stream, backend, data)
     assert box['state'].backend is backend
     assert box['state'].values.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_long_stream_goes_on_bit_for_bit_after_a_cut() -> None:
+    from interactive_avatar.evaluation.bench_lips import SHIPPED_SET, load_set
+
+    item = load_set(SHIPPED_SET, 1)[0]
+    player = Player(Setup(levels=(1.0,)))
+    prompts, sound = hours.minute_of(item)
+    first, second = slice(0, 3), slice(3, 5)
+
+    def play(stream: Any, part: slice) -> np.ndarray:
+        return run(stream, prompts[part], sound[part.start * 2560:part.stop * 2560], lookahead=0)
+
+    stream = player.stream(item.reference, prompts[0])
+    play(stream, first)
+    data = hours.dump(stream, player.backend)
+    whole = play(stream, second)
+    again = player.stream(item.reference, prompts[0])
+    hours.load(again, player.backend, data)
+    assert (play(again, second) == whole).all()
 
 
 def test_words_of_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

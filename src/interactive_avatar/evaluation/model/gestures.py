@@ -60,10 +60,10 @@ class Trial:
 
 REST: Final = Trial('rest', None)
 _SIGHT = ('gaze_x', 'gaze_y', 'yaw', 'pitch')
-_AVERTED = tuple(f'{name}{end}' for name in _SIGHT for end in ('+', '-'))
+_AVERTED = (*(f'{name}{end}' for name in _SIGHT for end in ('+', '-')), 'yaw=', 'pitch=')
 TRIALS: Final = (
-    Trial('nod', 'nod', senses=('pitch_swing', 'yaw_swing')),
-    Trial('shake_head', 'shake_head', senses=('pitch_swing', 'yaw_swing')),
+    Trial('nod', 'nod', senses=('pitch_swing', 'yaw_swing', 'pitch=')),
+    Trial('shake_head', 'shake_head', senses=('pitch_swing', 'yaw_swing', 'yaw=')),
     Trial('smile', 'smile', senses=('corner_lift+', 'mouth_width+', 'lip_gap+')),
     Trial('frown', 'frown', senses=('corner_lift-', 'brow_inner-', 'brow_outer-')),
     Trial('look_surprised', 'look_surprised',
@@ -75,7 +75,8 @@ TRIALS: Final = (
     Trial('look user', 'look', {'direction': 'user'}, ('look', {'direction': 'left'}),
           senses=('yaw=', 'gaze_x=', 'gaze_y=', 'yaw+')),
     Trial('tilt_head', 'tilt_head', senses=('roll~', 'yaw~'), allowed=('think',)),
-    Trial('raise_eyebrows', 'raise_eyebrows', senses=('brow_inner+', 'brow_outer+', 'lip_gap+'),
+    Trial('raise_eyebrows', 'raise_eyebrows',
+          senses=('brow_inner+', 'brow_outer+', 'lip_gap+', 'eye_opening+', 'gaze_y-', 'pitch-'),
           allowed=('look_surprised',)),
     Trial('think', 'think', senses=('gaze_y+', 'pitch+', 'yaw~', 'gaze_x~', 'roll~'),
           allowed=('look up',)),
