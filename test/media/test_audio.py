@@ -29,6 +29,7 @@ from interactive_avatar.media import (
     to_int16,
     write_wav,
 )
+from interactive_avatar.media.audio import decode_flac, encode_flac
 
 
 def tone(hz: float, rate_hz: int, seconds: float, amplitude: float = 0.5) -> NDArray[np.int16]:
@@ -213,6 +214,6 @@ def test_not_a_wav_file(tmp_path: Path) -> None:
 def test_flac_gives_back_every_sample() -> None:
     samples = np.random.default_rng(0).integers(-32768, 32767, 50_001).astype(np.int16)
     for part in (samples, samples[:0], samples[:1]):
-        assert (audio.decode_flac(audio.encode_flac(part)) == part).all()
+        assert (decode_flac(encode_flac(part)) == part).all()
     with pytest.raises(AudioFormatError, match='not FLAC'):
-        audio.decode_flac(b'RIFF' + bytes(100))
+        decode_flac(b'RIFF' + bytes(100))

@@ -25,7 +25,7 @@ class PlotsMissing(RuntimeError):
 
 def new_figure(rows: int = 1, columns: int = 1, row_inches: float = SIZE_INCHES[1],
                sharex: bool = False) -> tuple[Any, Any]:
-    """A figure without a display and its axes, a 2-D array.
+    """A figure and its axes [rows][columns].
 
     Raises:
         PlotsMissing: without matplotlib.

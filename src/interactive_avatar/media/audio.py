@@ -473,7 +473,7 @@ def decode_flac(data: bytes) -> NDArray[np.int16]:
                 raise AudioFormatError(f'FLAC of {stream.rate} Hz, {stream.channels} channel(s), '
                                        f'{stream.format.name}: need {SAMPLE_RATE_HZ} Hz, 1, s16')
             parts = [frame.to_ndarray()[0] for frame in container.decode(stream)]
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise AudioFormatError(f'{len(data)} bytes are not FLAC ({error}): restore the file they '
                                f'came from') from error
     return np.concatenate(parts) if parts else np.zeros(0, np.int16)
