@@ -467,8 +467,11 @@ def decode_flac(data: bytes) -> NDArray[np.int16]:
     import av
 
     try:
-        with av.open(io.BytesIO(data), format='flac') as container:
+        with av.open(io.BytesIO(data), 'r', format='flac') as container:
             stream = container.streams.audio[0]
+            if stream.format is None:
+                raise AudioFormatError(f'{len(data)} bytes are not FLAC: restore the file they '
+                                       f'came from')
             if (stream.rate, stream.channels, stream.format.name) != (SAMPLE_RATE_HZ, 1, 's16'):
                 raise AudioFormatError(f'FLAC of {stream.rate} Hz, {stream.channels} channel(s), '
                                        f'{stream.format.name}: need {SAMPLE_RATE_HZ} Hz, 1, s16')

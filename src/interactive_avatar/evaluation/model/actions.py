@@ -67,7 +67,7 @@ def perform(stream: Any, trial: Trial, variant: int) -> NDArray[np.uint8]:
     then = after(trial.action, world, **trial.slots)
     return run(stream, [
         *[stable_prompt(world)] * (BEFORE_FRAMES // FRAMES_PER_CHUNK),
-        *[action_prompt(trial.action, world, variant, **trial.slots)] * ACTION_CHUNKS,
+        *[action_prompt(trial.action, world, variant, **dict(trial.slots))] * ACTION_CHUNKS,
         *[stable_prompt(then)] * (AFTER_FRAMES // FRAMES_PER_CHUNK - ACTION_CHUNKS)])
 
 
@@ -126,11 +126,11 @@ def strip_path(folder: Path, player: Player, person: str, trial: str, variant: i
     return folder / f'strip_{person}_{trial.replace(" ", "_")}_{variant}_{player.key}.npz'
 
 
-def _grouped(outcomes: Sequence[Outcome], keep: Callable[[Outcome], bool]) -> list[list[bool]]:
+def _grouped(outcomes: Sequence[Outcome]) -> list[list[bool]]:
+    """Whether trials were carried out, by person."""
     people: dict[str, list[bool]] = {}
     for outcome in outcomes:
-        if keep(outcome):
-            people.setdefault(outcome.person, []).append(outcome.done)
+        people.setdefault(outcome.person, []).append(outcome.done)
     return list(people.values())
 
 
@@ -145,12 +145,12 @@ def summarise(outcomes: Sequence[Outcome]) -> Result:
     """The claim's figures from its trials."""
     gauges, wears = gauge.load()
     names = [trial.name for trial in TRIALS if any(o.trial == trial.name for o in outcomes)]
-    shares = {name: share_of(_grouped(outcomes, lambda o, name=name: o.trial == name), 'trials')
+    shares = {name: share_of(_grouped([o for o in outcomes if o.trial == name]), 'trials')
               for name in names}
     worst = min(names, key=lambda name: shares[name].value)
     rows = [
         Row.at_least('actions carried out when prompted, all',
-                     share_of(_grouped(outcomes, lambda o: True), 'trials'), AIM_PERCENT,
+                     share_of(_grouped(outcomes), 'trials'), AIM_PERCENT,
                      {'true pictures': _truth(names)}),
         Row.at_least(f'actions: the worst one ({worst})', shares[worst], AIM_PERCENT,
                      {'true pictures': _truth([worst])}),
@@ -161,7 +161,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Result:
     if paraphrased:
         rows.append(Row.at_least(
             'actions under phrasings never trained on',
-            share_of(_grouped(paraphrased, lambda o: True), 'trials'), AIM_PERCENT))
+            share_of(_grouped(paraphrased), 'trials'), AIM_PERCENT))
     lines = []
     for name in names:
         cells = [name]
