@@ -10,6 +10,7 @@ from interactive_avatar.generator.backends import open_backend
 from interactive_avatar.generator.backends.onnx import OnnxBackend
 from interactive_avatar.generator.backends.torch import TorchBackend
 from interactive_avatar.generator.export import export
+from interactive_avatar.generator.memory import KEY_FRAME_POLICIES
 from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.networks import Generator
 from interactive_avatar.generator.stream import AvatarStream
@@ -139,6 +140,21 @@ def test_memory_fills_and_stays_bounded(model: Path) -> None:
             assert (cache.mask == 0).all()
     assert sizes[0] == sizes[1]
     assert sizes[0][1] == TINY.memory.long
+
+
+@pytest.mark.parametrize(('policy', 'filled'), [
+    ('dynamic', (True, True)), ('none', (True, False)), ('window', (False, False))])
+def test_ablations_leave_memories_empty(model: Path, policy: str,
+                                        filled: tuple[bool, bool]) -> None:
+    backend = OnnxBackend(ModelFiles.open(model))
+    stream = open_stream(backend)
+    stream.memory._policy = KEY_FRAME_POLICIES[policy]()
+    for _ in range(45):
+        stream.step(np.zeros(CHUNK_SAMPLES, np.int16))
+    mask = stream.memory.cache.mask[0]
+    for kind, expected in zip(('short', 'long'), filled):
+        start, count, tokens = TINY.cache_layout[kind]
+        assert (mask[start:start + count * tokens] == 0).any() == expected, kind
 
 
 def test_a_prompt_switch_takes_effect_in_the_next_chunk(model: Path) -> None:

@@ -29,6 +29,7 @@ from interactive_avatar.media import (
     to_int16,
     write_wav,
 )
+from interactive_avatar.media.audio import decode_flac, encode_flac
 
 
 def tone(hz: float, rate_hz: int, seconds: float, amplitude: float = 0.5) -> NDArray[np.int16]:
@@ -208,3 +209,11 @@ def test_not_a_wav_file(tmp_path: Path) -> None:
             read_wav(path)
     with pytest.raises(FileNotFoundError):
         read_wav(tmp_path / 'missing.wav')
+
+
+def test_flac_gives_back_every_sample() -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32767, 50_001).astype(np.int16)
+    for part in (samples, samples[:0], samples[:1]):
+        assert (decode_flac(encode_flac(part)) == part).all()
+    with pytest.raises(AudioFormatError, match='not FLAC'):
+        decode_flac(b'RIFF' + bytes(100))

@@ -214,7 +214,7 @@ def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
     from interactive_avatar.evaluation import bench_lips as lips
 
     if args.make_set:
-        lips.make_set(args.make_set, args.people, args.speech, args.performances or 5,
+        lips.make_set(args.make_set, args.people, args.speech, args.performances or 12,
                       args.seconds)
     return lips.run(lips.Options(
         model=args.model, backend=args.backend, seed=args.seed,

@@ -10,25 +10,26 @@ prompts; MediaPipe's face mesh measures lips on what it draws.
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from interactive_avatar.evaluation import judges, metrics
+from interactive_avatar.evaluation.model import frechet
+from interactive_avatar.evaluation.model.play import Player, Setup
+from interactive_avatar.evaluation.model.play import run as run_script
 from interactive_avatar.evaluation.report import number, table
-from interactive_avatar.media.clock import (
-    CHUNK_SAMPLES,
-    FRAME_RATE_HZ,
-    FRAMES_PER_CHUNK,
-    SAMPLES_PER_FRAME,
-)
-from interactive_avatar.paths import resource
+from interactive_avatar.media.audio import decode_flac, encode_flac
+from interactive_avatar.media.clock import FRAME_RATE_HZ, FRAMES_PER_CHUNK, SAMPLES_PER_FRAME
+from interactive_avatar.media.picture import decode_image
 
 if TYPE_CHECKING:
     from interactive_avatar.training.performances import Performance
@@ -43,6 +44,7 @@ AIM_SILENCE_SHARE = 0.15
 SPEECH_HANGOVER_FRAMES = 6
 VOICED_RMS = 200.0
 IDENTITY_EVERY_FRAMES = 25
+LOOK_EVERY_FRAMES = 10
 FIRST_TEST_SEED = 9_000
 LEAST_SPEECH_SHARE = 0.4
 
@@ -80,6 +82,9 @@ class HeldOut:
         prompts: one per chunk, n / 4.
         true_gap: float32 [n], lip gap by the judge on the true pictures, NaN without a face.
         true_identity: float [m, 128], identity of true pictures by the judge, may be empty.
+        true_look: float32 [k, d], features (`model.frechet`) of every `LOOK_EVERY_FRAMES`-th true
+            picture, may be empty.
+        true_seam: change across chunk borders over that inside, of the true pictures; may be NaN.
     """
 
     name: str
@@ -89,6 +94,9 @@ class HeldOut:
     prompts: tuple[str, ...]
     true_gap: NDArray[np.float32]
     true_identity: NDArray[np.float64]
+    true_look: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros((0, 0), np.float32))
+    true_seam: float = float('nan')
 
     @property
     def frames(self) -> int:
@@ -106,8 +114,13 @@ class HeldOut:
         """Write ``<name>.npz``; returns its path."""
         path = folder / (self.name + SET_SUFFIX)
         names, ids = np.unique(np.array(self.prompts), return_inverse=True)
+        # FLAC and PNG are lossless and half of what zip makes of samples and pixels.
+        picture = io.BytesIO()
+        Image.fromarray(self.reference).save(picture, 'PNG', optimize=True)
         np.savez_compressed(
-            path, reference=self.reference, audio=self.audio,
+            path, reference_png=np.frombuffer(picture.getvalue(), np.uint8),
+            audio_flac=np.frombuffer(encode_flac(self.audio), np.uint8),
+            true_look=self.true_look.astype(np.float16), true_seam=np.array(self.true_seam),
             mouth_open=self.mouth_open.astype(np.float16), prompts=names,
             prompt_ids=ids.astype(np.int16), true_gap=self.true_gap.astype(np.float16),
             true_identity=self.true_identity.astype(np.float32))
@@ -122,11 +135,13 @@ class HeldOut:
         """
         try:
             with np.load(path) as data:
-                return cls(path.stem, data['reference'], data['audio'],
+                return cls(path.stem, decode_image(data['reference_png'].tobytes()),
+                           decode_flac(data['audio_flac'].tobytes()),
                            data['mouth_open'].astype(np.float32),
                            tuple(str(data['prompts'][i]) for i in data['prompt_ids']),
                            data['true_gap'].astype(np.float32),
-                           data['true_identity'].astype(np.float64))
+                           data['true_identity'].astype(np.float64),
+                           data['true_look'].astype(np.float32), float(data['true_seam']))
         except KeyError as error:
             raise ValueError(f'{path} is not a performance of a held-out set: {error}; make the '
                              f'set again with `avatar bench lips --make-set`') from error
@@ -195,37 +210,22 @@ def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: floa
                 f'person_{play.identity:03d}', renderer.reference_view(play.identity),
                 play.audio(library), play.mouth_open,
                 tuple(play.prompt_at(frame) for frame in range(0, play.frames, FRAMES_PER_CHUNK)),
-                mesh.track(frames).lip_gap.astype(np.float32), known)
+                mesh.track(frames).lip_gap.astype(np.float32), known,
+                np.array([frechet.features(frame) for frame in frames[::LOOK_EVERY_FRAMES]]),
+                metrics.seam_ratio(frames))
             paths.append(item.save(folder))
             print(paths[-1], file=sys.stderr, flush=True)
     renderer.close()
     return paths
 
 
-def generate(item: HeldOut, model: str, backend: str, seed: int) -> NDArray[np.uint8]:
+def generate(item: HeldOut, player: Player) -> NDArray[np.uint8]:
     """Frames that the generator draws for a performance, uint8 [n, H, W, 3], in step with it."""
-    from interactive_avatar.generator import AvatarStream
-
-    stream = AvatarStream.open(model=str(resource(model)), backend=backend,
-                               reference=item.reference, prompt=item.prompts[0], seed=seed)
-    chunks = item.frames // FRAMES_PER_CHUNK
-    lookahead = int(stream.lookahead_chunks)
-    frames: list[NDArray[np.uint8]] = []
-    for step in range(chunks + lookahead):
-        # The chunk that comes back belongs to an earlier step's speech, and so does its prompt.
-        shown = max(0, step - lookahead)
-        if shown and item.prompts[shown] != item.prompts[shown - 1]:
-            stream.switch(item.prompts[shown])
-        samples = np.zeros(CHUNK_SAMPLES, np.int16)
-        part = item.audio[step * CHUNK_SAMPLES:(step + 1) * CHUNK_SAMPLES]
-        samples[:part.size] = part
-        chunk = stream.step(samples)
-        if step >= lookahead:
-            frames.append(chunk.frames)
-    return np.concatenate(frames)
+    prompts = item.prompts[:item.frames // FRAMES_PER_CHUNK]
+    return run_script(player.stream(item.reference, prompts[0]), prompts, item.audio)
 
 
-def _pooled(series: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
+def pooled(series: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
     """Put series behind each other, each to mean 0 and spread 1, apart by more than any lag."""
     gap = np.full(2 * metrics.MAX_LAG_FRAMES, np.nan)
     parts: list[NDArray[np.float64]] = []
@@ -248,18 +248,18 @@ def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> 
             for item, gap in zip(items, gaps, strict=True)]
     truth = [item.mouth_open[:gap.size] for item, gap in zip(items, gaps, strict=True)]
     speaking = [item.speaking()[:gap.size] for item, gap in zip(items, gaps, strict=True)]
-    pooled = metrics.lip_fit(_pooled(gaps), _pooled(truth))
+    whole = metrics.lip_fit(pooled(gaps), pooled(truth))
     spoken = metrics.lip_fit(
-        _pooled([np.where(on, gap, np.nan) for on, gap in zip(speaking, gaps, strict=True)]),
-        _pooled(truth))
+        pooled([np.where(on, gap, np.nan) for on, gap in zip(speaking, gaps, strict=True)]),
+        pooled(truth))
     ratios = [metrics.motion_ratio(gap, on) for gap, on in zip(gaps, speaking, strict=True)]
     known = [ratio for ratio in ratios if np.isfinite(ratio)]
-    return {'correlation': pooled.correlation, 'correlation_at_zero': pooled.correlation_at_zero,
-            'lag_ms': pooled.lag_ms, 'correlation_in_speech': spoken.correlation,
+    return {'correlation': whole.correlation, 'correlation_at_zero': whole.correlation_at_zero,
+            'lag_ms': whole.lag_ms, 'correlation_in_speech': spoken.correlation,
             'correlation_of_each': [fit.correlation for fit in fits],
             'lag_ms_of_each': [fit.lag_ms for fit in fits],
             'motion_in_silence': float(np.mean(known)) if known else float('nan'),
-            'frames': pooled.frames,
+            'frames': whole.frames,
             'frames_with_face': float(np.mean([np.isfinite(gap).mean() for gap in gaps]))}
 
 
@@ -288,11 +288,12 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: without a set or a model.
     """
     items = load_set(options.source, options.limit)
+    player = Player(Setup(options.model, options.backend, options.seed))
     gaps, distances = [], []
     identity = judges.IdentityJudge() if not judges.available()['dlib'] else None
     with judges.MeshJudge() as mesh:
         for item in items:
-            frames = generate(item, options.model, options.backend, options.seed)
+            frames = generate(item, player)
             gaps.append(mesh.track(frames).lip_gap)
             if identity is not None:
                 distances.append(identity_figures(item, frames, identity))
@@ -310,7 +311,7 @@ def run(options: Options) -> dict[str, Any]:
         'judge': 'MediaPipe face mesh 0.10.21, lip gap over eye distance',
         'generated': summarise(items, gaps), 'true_pictures': summarise(items, true_gaps),
         'generated_against_true_pictures': metrics.lip_fit(
-            _pooled(gaps), _pooled(true_gaps)).correlation,
+            pooled(gaps), pooled(true_gaps)).correlation,
         'aims': {'correlation': AIM_CORRELATION, 'lag_ms': AIM_LAG_MS,
                  'motion_in_silence': AIM_SILENCE_SHARE},
     }

@@ -181,6 +181,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     intents.add_argument('--speakers', nargs='+', default=[], metavar='NAME',
                          help='with --speech: voices (default: the first two that work)')
     intents.set_defaults(carry_out=evaluate_intents)
+    from interactive_avatar.evaluation.model import command
+
+    model = kinds.add_parser('model', help='a generator: lips, identity, memory, actions, cost',
+                             description='Measure a generator on people, voices and sentences '
+                             'that it was never trained on; prints a table of claims, writes '
+                             'report.html and report.json.')
+    command.add_arguments(model)
+    model.set_defaults(carry_out=command.evaluate_model)
     args = parser.parse_args(argv)
     try:
         return int(args.carry_out(args))

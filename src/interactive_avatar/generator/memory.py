@@ -81,8 +81,21 @@ class RandomKeyFrames:
         return index if index < len(held) else None
 
 
+class NoKeyFrames:
+    """Ablation: the long memory stays empty."""
+
+    def slot(self, held: Sequence[Feature], candidate: Feature) -> int | None:
+        """See `KeyFramePolicy.slot`."""
+        return None
+
+
+class WindowOnly(NoKeyFrames):
+    """Ablation: the short memory stays empty too; the reference and the adjacent latents only."""
+
+
 KEY_FRAME_POLICIES: dict[str, Callable[[], KeyFramePolicy]] = {
-    'dynamic': DynamicKeyFrames, 'fifo': FirstInFirstOut, 'random': RandomKeyFrames}
+    'dynamic': DynamicKeyFrames, 'fifo': FirstInFirstOut, 'random': RandomKeyFrames,
+    'none': NoKeyFrames, 'window': WindowOnly}
 
 
 def frame_feature(latent: NDArray[np.float32], reference: NDArray[np.float32]) -> Feature:
@@ -134,7 +147,10 @@ class VisualMemory:
         self._adjacent.append(latent)
         if len(self._adjacent) <= self._sizes.adjacent:
             return
-        self._pending.append(self._adjacent.pop(0))
+        past = self._adjacent.pop(0)
+        if isinstance(self._policy, WindowOnly):
+            return
+        self._pending.append(past)
         if len(self._pending) < self._sizes.group:
             return
         group = np.stack(self._pending)
@@ -146,6 +162,8 @@ class VisualMemory:
         self.cache.push('short', compressed)
 
     def _remember(self, feature: Feature, entry: object) -> None:
+        if isinstance(self._policy, NoKeyFrames):
+            return
         if len(self.long_features) < self._sizes.long:
             slot: int | None = len(self.long_features)
             self.long_features.append(feature)

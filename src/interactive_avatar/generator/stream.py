@@ -94,7 +94,8 @@ class AvatarStream:
                 model's identities, or None for its first.
             prompt: what is seen at first; the prompt of a world at rest if None.
             seed: of the sampler's noise; same seed and input, same frames.
-            key_frames: policy of the long memory: dynamic, fifo or random.
+            key_frames: policy of the long memory: dynamic, fifo or random; as ablations none (it
+                stays empty) and window (the short memory too).
             **backend_options: passed to the backend (threads, int8, device).
 
         Raises:

@@ -7,6 +7,7 @@ converted by an explicit call; nothing is guessed.
 
 from __future__ import annotations
 
+import io
 import sys
 import wave
 from dataclasses import dataclass
@@ -435,3 +436,47 @@ def write_wav(path: str | Path, samples: NDArray[np.int16],
         file.setframerate(sample_rate_hz)
         # The wave module swaps bytes on big-endian machines; hand it native order.
         file.writeframes(data if sys.byteorder == 'little' else samples.tobytes())
+
+
+def encode_flac(samples: NDArray[np.int16]) -> bytes:
+    """Compress int16 [n], 16 kHz mono, without loss; needs PyAV.
+
+    Raises:
+        AudioFormatError: if the array is not a flat int16 array.
+    """
+    import av
+
+    check_samples(samples)
+    buffer = io.BytesIO()
+    with av.open(buffer, 'w', format='flac') as container:
+        stream = container.add_stream('flac', rate=SAMPLE_RATE_HZ, layout='mono')
+        if samples.size:
+            frame = av.AudioFrame.from_ndarray(samples[None], 's16', 'mono')
+            frame.sample_rate = SAMPLE_RATE_HZ
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def decode_flac(data: bytes) -> NDArray[np.int16]:
+    """What `encode_flac` was given, int16 [n].
+
+    Raises:
+        AudioFormatError: if it is not FLAC of 16 kHz mono 16-bit sound.
+    """
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), 'r', format='flac') as container:
+            stream = container.streams.audio[0]
+            if stream.format is None:
+                raise AudioFormatError(f'{len(data)} bytes are not FLAC: restore the file they '
+                                       f'came from')
+            if (stream.rate, stream.channels, stream.format.name) != (SAMPLE_RATE_HZ, 1, 's16'):
+                raise AudioFormatError(f'FLAC of {stream.rate} Hz, {stream.channels} channel(s), '
+                                       f'{stream.format.name}: need {SAMPLE_RATE_HZ} Hz, 1, s16')
+            parts = [frame.to_ndarray()[0] for frame in container.decode(stream)]
+    except av.error.FFmpegError as error:
+        raise AudioFormatError(f'{len(data)} bytes are not FLAC ({error}): restore the file they '
+                               f'came from') from error
+    return np.concatenate(parts) if parts else np.zeros(0, np.int16)

@@ -29,6 +29,7 @@ from interactive_avatar.generator.prompts import (
     trained_variants,
 )
 from interactive_avatar.media.clock import FRAME_RATE_HZ, FRAMES_PER_CHUNK, SAMPLES_PER_FRAME
+from interactive_avatar.media.mel import MEL_BANDS
 from interactive_avatar.training.performances.motion import (
     Floats,
     Track,
@@ -39,7 +40,7 @@ from interactive_avatar.training.performances.motion import (
     sway,
 )
 from interactive_avatar.training.performances.mouth import mouth_opening
-from interactive_avatar.training.speech.curves import PAIRED_UNITS
+from interactive_avatar.training.speech.curves import MOUTH_UNITS, PAIRED_UNITS
 from interactive_avatar.training.speech.library import (
     MEL_FRAMES_PER_FRAME,
     SpeechLibrary,
@@ -284,6 +285,17 @@ class _Composer:
         self.z.move(start, 15, 0.018 if world.listening else 0.0)
         self.roll.move(start, 15, self._between(-.06, .06) if world.listening else 0.0)
 
+    def settle(self, world: WorldState) -> None:
+        """Begin in a world, as if it had held for long."""
+        for name in world.worn:
+            self.worn[name].values[:] = 1.0
+        if not world.in_view:
+            self.x.values[:] = AWAY_M
+        self.hold(0, world)
+        for track in (*self.faces.values(), self.gaze_yaw, self.gaze_pitch, self.yaw, self.pitch,
+                      self.z, self.roll):
+            track.values[:] = track.values[-1]
+
     def stable(self, start: int, world: WorldState, length: int) -> int:
         """A stable segment; returns its end frame."""
         self._set_prompt(start, stable_prompt(world, self._variant(world)))
@@ -431,6 +443,15 @@ class _Composer:
             self.pitch.move(end, 15, 0.0)
 
     # --- the sum ---------------------------------------------------------------------------
+    def performance(self, identity: int, split: str) -> Performance:
+        """What has been composed."""
+        units, head = self.units_and_head()
+        return Performance(
+            identity=identity, split=split, units=units, head=head,
+            glasses=self.worn['glasses'].values, hat=self.worn['hat'].values, mel=self.mel,
+            mouth_open=mouth_opening(units), prompt_ids=self.prompt_ids, prompts=_TABLE,
+            events=self.events, speech=self.speech, worlds=self.worlds)
+
     def units_and_head(self) -> tuple[Floats, Floats]:
         """Blend all tracks: units float32 [n, 52], head float32 [n, 6]."""
         rng, n = self.rng, self.frames
@@ -536,6 +557,27 @@ class _Composer:
         units[:, _columns('eyeWide') + _columns('eyeSquint')] *= (1.0 - closure)[:, None]
 
 
+class _Rehearsal(_Composer):
+    """Composes one given action, silently."""
+
+    def __init__(self, rng: np.random.Generator, frames: int, action: str,
+                 slots: dict[str, str]) -> None:
+        silent = SpeechLibrary(np.zeros((0, MEL_BANDS), np.uint8),
+                               np.zeros((0, len(MOUTH_UNITS)), np.uint8), MOUTH_UNITS, [])
+        super().__init__(rng, silent, 'train', frames)
+        self._action, self._slots = action, slots
+
+    def _pick_voice(self, split: str) -> list[Utterance]:
+        return []
+
+    def _say(self, start: int, limit: int) -> int:
+        return start
+
+    def choose(self, world: WorldState) -> tuple[str, dict[str, str]]:
+        """The given action."""
+        return self._action, self._slots
+
+
 def _first_world(rng: np.random.Generator) -> WorldState:
     expression = EXPRESSIONS[int(rng.choice(4, p=[.62, .2, .09, .09]))]
     return WorldState(glasses=bool(rng.random() < .3), hat=bool(rng.random() < .25),
@@ -580,11 +622,7 @@ def compose(seed: int, people: Sequence[int], speech: SpeechLibrary, seconds: fl
     identity = identities[int(rng.integers(len(identities)))]
     composer = _Composer(rng, speech, split, frames)
     world = _first_world(rng)
-    for name in world.worn:
-        composer.worn[name].values[:] = 1.0
-    composer.hold(0, world)
-    for track in (*composer.faces.values(), composer.z, composer.roll):
-        track.values[:] = track.values[-1]
+    composer.settle(world)
     frame = 0
     while frame < frames:
         chunks = int(rng.integers(30, 60) if rng.random() < .06 else rng.integers(4, 15))
@@ -596,9 +634,39 @@ def compose(seed: int, people: Sequence[int], speech: SpeechLibrary, seconds: fl
         for _ in range(actions):
             if frame < frames:
                 frame, world = composer.act(frame, world)
-    units, head = composer.units_and_head()
-    return Performance(
-        identity=identity, split=split, units=units, head=head,
-        glasses=composer.worn['glasses'].values, hat=composer.worn['hat'].values,
-        mel=composer.mel, mouth_open=mouth_opening(units), prompt_ids=composer.prompt_ids,
-        prompts=_TABLE, events=composer.events, speech=composer.speech, worlds=composer.worlds)
+    return composer.performance(identity, split)
+
+
+def compose_action(seed: int, identity: int, action: str | None, world: WorldState,
+                   before: int, after_frames: int, **slots: str) -> Performance:
+    """A silent performance of one action, for judges to be fitted on and checked against.
+
+    Args:
+        seed: any non-negative integer.
+        identity: who.
+        action: one of `generator.prompts.ACTIONS`, or None for a rest.
+        world: the world before it.
+        before: frames at rest before the action, whole chunks.
+        after_frames: frames from its start to the end, whole chunks; what is left of them after
+            the action shows the world that it leaves.
+        **slots: of the action.
+
+    Returns:
+        The performance, of ``before + after_frames`` frames.
+
+    Raises:
+        ValueError: if a length is not a whole number of chunks.
+    """
+    if before % FRAMES_PER_CHUNK or after_frames % FRAMES_PER_CHUNK:
+        raise ValueError(f'{before} and {after_frames} frames: use multiples of '
+                         f'{FRAMES_PER_CHUNK}')
+    rng = np.random.default_rng([seed, identity])
+    frames = before + after_frames
+    composer = _Rehearsal(rng, frames, action or '', dict(slots))
+    composer.settle(world)
+    frame = composer.stable(0, world, before)
+    if action is not None:
+        frame, world = composer.act(frame, world)
+    if frame < frames:
+        composer.stable(frame, world, frames - frame)
+    return composer.performance(identity, 'test' if is_held_out(identity) else 'train')

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each claim on streams and faces whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted import ScriptedStream, held_out
+
+from interactive_avatar.evaluation.model import (
+    actions,
+    frechet,
+    hours,
+    identity,
+    lips,
+    looks,
+    recorded,
+    retention,
+    seams,
+)
+from interactive_avatar.evaluation.model.performances import Seen
+from interactive_avatar.evaluation.model.play import Player, Setup, run
+from interactive_avatar.generator.prompts import action_prompt, stable_prompt
+
+ITEMS = [held_out(f'person_{index}', seed=index) for index in range(4)]
+
+
+def seen(index: int, lag: int = 0, away: float = 0.0) -> Seen:
+    """A perfect rendition of a performance, its lips late by `lag`, its identity off by `away`."""
+    item = ITEMS[index]
+    identity_rows = np.zeros((8, 128))
+    identity_rows[:, 0] = away
+    change = np.where(np.arange(1, item.frames) % 4 == 0, 3.0, 2.0)
+    return Seen(np.roll(item.mouth_open, lag).astype(np.float64) * 0.3, identity_rows,
+                np.zeros(128), item.true_look, change, np.zeros((3, 32, 32, 3), np.uint8))
+
+
+def by_claim(result: Any) -> dict[str, Any]:
+    return {row.claim: row for row in result.rows}
+
+
+def test_lips_that_are_late_by_two_frames() -> None:
+    rows = by_claim(lips.measure(ITEMS, [seen(i, lag=2) for i in range(4)]))
+    fit = rows['lips follow speech: correlation']
+    assert fit.figure.value > 0.99 and fit.met and fit.figure.n == 4
+    assert fit.figure.low <= fit.figure.value <= fit.figure.high
+    lag = rows['lips follow speech: lag']
+    assert lag.figure.value == pytest.approx(80.0)
+    assert lag.met is False
+    assert lag.compared['true pictures'].value == 0.0
+    assert rows['silence: lip motion over that in speech'].figure.value == pytest.approx(0.0)
+
+
+def test_identity_is_a_share_of_frames() -> None:
+    mixed = [seen(0, away=0.1), seen(1, away=0.2), seen(2, away=0.3), seen(3, away=0.7)]
+    rows = by_claim(identity.measure(ITEMS, mixed))
+    share = rows['who it is: frames with distance < 0.5']
+    assert share.figure.value == pytest.approx(75.0)
+    assert share.met is False
+    assert share.compared['true pictures'].value == 100.0
+    lost = identity.figures([np.array([0.1, np.nan, 0.9, np.nan])])
+    assert lost['same'].value == pytest.approx(50.0)
+    assert lost['faces'].value == pytest.approx(50.0)
+
+
+def test_seams_by_hand() -> None:
+    result = seams.measure(ITEMS, [seen(i) for i in range(4)])
+    assert result.rows[0].figure.value == pytest.approx(1.5)
+    assert result.rows[0].met is False
+    assert result.detail['grey_levels_by_place'] == [2.0, 2.0, 2.0, 3.0]
+
+
+def test_frechet_distance_of_gaussians_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(4000, 3))
+    # Means 2 apart in one direction, spreads 1 against 3 in another: 4 + (3 - 1)².
+    b = rng.normal(size=(4000, 3)) * [1, 3, 1] + [2, 0, 0]
+    assert frechet.distance(a, b) == pytest.approx(8.0, rel=0.06)
+    assert frechet.distance(a, a) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_frechet_features_see_blur() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(0)
+    sharp = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    soft = gaussian_filter(sharp, (2, 2, 0))
+    a, b = frechet.features(sharp), frechet.features(soft)
+    assert a.shape == (frechet.FEATURES,)
+    energies = frechet.FEATURES - 3 * frechet.GRID ** 2
+    # The finest scale loses most.
+    finest, coarsest = slice(0, energies // 3), slice(2 * energies // 3, energies)
+    assert (a - b)[finest].mean() > 2 * (a - b)[coarsest].mean() > 0
+
+
+def test_the_truth_is_at_the_floor_of_frechet() -> None:
+    result = looks.measure(ITEMS, [seen(i) for i in range(4)])
+    row = result.rows[0]
+    assert row.figure.value == pytest.approx(0.0, abs=1e-6)
+    assert row.compared['true pictures'].value > 0
+
+
+def test_a_minute_is_a_minute_of_speech_and_silence() -> None:
+    prompts, sound = hours.minute_of(ITEMS[0])
+    assert len(prompts) == 375 and sound.size == 375 * 2560
+    talk = np.array([prompt == action_prompt('talk', hours.WorldState()) for prompt in prompts])
+    assert 0.1 < talk.mean() < 0.6
+    assert talk[:25].all() and not talk[30:180].any()
+
+
+def test_slopes_of_a_drift_and_of_noise() -> None:
+    minutes = np.arange(600) / 60.0
+    noise = np.random.default_rng(0).normal(0, 0.05, 600)
+    drifting = hours.slopes(minutes, 0.3 + 0.02 * minutes + noise)
+    assert drifting.per_minute == pytest.approx(0.02, abs=0.004)
+    assert drifting.per_minute > 2 * drifting.standard_error
+    still = hours.slopes(minutes, 0.3 + noise)
+    assert abs(still.per_minute) < 3 * still.standard_error
+
+
+def test_a_stream_is_kept_as_bytes_without_its_backend() -> None:
+    backend = SimpleNamespace(weights=np.zeros(1_000_000))
+    state = SimpleNamespace(backend=backend, values=np.arange(5))
+    box: dict[str, Any] = {}
+    stream = SimpleNamespace(snapshot=lambda: state, restore=lambda s: box.update(state=s))
+    data = hours.dump(stream, backend)
+    assert len(data) < 10_000
+    hours.load(stream, backend, data)
+    assert box['state'].backend is backend
+    assert box['state'].values.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_long_stream_goes_on_bit_for_bit_after_a_cut() -> None:
+    from interactive_avatar.evaluation.bench_lips import SHIPPED_SET, load_set
+
+    item = load_set(SHIPPED_SET, 1)[0]
+    player = Player(Setup(levels=(1.0,)))
+    prompts, sound = hours.minute_of(item)
+    first, second = slice(0, 3), slice(3, 5)
+
+    def play(stream: Any, part: slice) -> np.ndarray:
+        return run(stream, prompts[part], sound[part.start * 2560:part.stop * 2560], lookahead=0)
+
+    stream = player.stream(item.reference, prompts[0])
+    play(stream, first)
+    data = hours.dump(stream, player.backend)
+    whole = play(stream, second)
+    again = player.stream(item.reference, prompts[0])
+    hours.load(again, player.backend, data)
+    assert (play(again, second) == whole).all()
+
+
+def test_words_of_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interactive_avatar.media.audio import write_wav
+
+    folder = tmp_path / 'cards'
+    folder.mkdir()
+    (folder / 'cards.transcription').write_text('<s> ten of clubs  </s> (001)\nnot a line\n')
+    write_wav(folder / '001.wav', np.ones(16000, np.int16))
+    monkeypatch.setattr(recorded, 'POCKETSPHINX', tmp_path)
+    monkeypatch.setattr(recorded, 'ASTERISK', tmp_path / 'none')
+    clip, = recorded.human()
+    assert (clip.name, clip.words, clip.samples.size) == ('cards 001', ['ten', 'of', 'clubs'],
+                                                          16000)
+    assert len(recorded.synthetic()) >= 6
+
+
+def test_openness_needs_its_words() -> None:
+    pytest.importorskip('pocketsphinx', reason='pocketsphinx is not installed (extra "train")')
+    from interactive_avatar.training.speech.align import Aligner
+
+    aligner = Aligner()
+    clip = recorded.synthetic()[0]
+    asked = recorded.openness(clip, aligner)
+    assert asked is not None
+    assert asked.size == clip.samples.size // 640
+    assert 0.1 < asked.max() < 1.0
+    # "… nice to meet you": the lips touch at the m and open wide before and after.
+    closed = 10 + int(asked[10:-10].argmin())
+    assert asked[closed] < 0.06 and asked[:closed].max() > 0.2 and asked[closed:].max() > 0.2
+    assert recorded.openness(recorded.Clip('x', clip.samples, ['xyzzyq']), aligner) is None
+
+
+def test_absence_is_told_in_the_prompts_of_the_given_world() -> None:
+    stream = ScriptedStream('rest')
+    left, back = retention.absence(stream, retention.WorldState(), 8.0)
+    assert len(left) == 4 * 60 and len(back) == 4 * 30
+    assert not any('glasses' in prompt or 'hat' in prompt for prompt in stream.prompts)
+    told = ScriptedStream('rest')
+    retention.absence(told, retention.WorldState(glasses=True), 8.0)
+    assert all('glasses' in prompt for prompt in told.prompts)
+
+
+def test_what_was_never_put_on_does_not_count_as_kept_or_lost() -> None:
+    stories = [retention.Kept(f'p{i}', 'hat', False, put, put and still, True, put and after, put)
+               for i, (put, still, after) in enumerate([
+                   (True, True, True), (True, True, False), (True, False, False),
+                   (False, False, False)])]
+    rows = by_claim(retention.summarise(stories, retention.Timeline()))
+    assert rows['objects put on when prompted'].figure.value == pytest.approx(75.0)
+    kept = rows['what happened stays: put on at 10 s, still on at 70 s']
+    assert (kept.figure.value, kept.figure.n, kept.met) == (pytest.approx(200 / 3), 3, False)
+    away = rows['on after 8 s out of view, not mentioned']
+    assert (away.figure.value, away.figure.n) == (pytest.approx(50.0), 2)
+
+
+def test_a_trial_is_rest_then_action_then_the_world_after() -> None:
+    trial = next(trial for trial in actions.TRIALS if trial.name == 'wear glasses')
+    stream = ScriptedStream('x')
+    frames = actions.perform(stream, trial, 0)
+    assert len(frames) == 72
+    world = actions.WorldState()
+    assert stream.prompts == [
+        *[stable_prompt(world)] * 3, *[action_prompt('wear', world, object='glasses')] * 10,
+        *[stable_prompt(actions.WorldState(glasses=True))] * 5]
+
+
+def test_actions_are_counted_by_person_and_phrasing() -> None:
+    outcomes = [actions.Outcome(person, name, variant, name == 'nod' or variant == 0)
+                for person in ('a', 'b') for name in ('nod', 'smile') for variant in (0, 12, 13)]
+    result = actions.summarise(outcomes)
+    rows = by_claim(result)
+    assert rows['actions carried out when prompted, all'].figure.value == pytest.approx(800 / 12)
+    assert rows['actions: the worst one (smile)'].figure.value == pytest.approx(100 / 3)
+    assert rows['actions under phrasings never trained on'].figure.value == pytest.approx(50.0)
+    assert result.table is not None
+    assert result.table[1][1][:4] == ['smile', '2 of 2', '0 of 2', '0 of 2']
+    json.dumps(result.detail)
