@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import session
 from interactive_avatar.evaluation.bag import NS_PER_S, Recording
@@ -23,8 +25,13 @@ class PlotsMissing(RuntimeError):
     """Matplotlib is not installed; the message has the command."""
 
 
-def _figure(rows: int = 1, columns: int = 1, row_inches: float = SIZE_INCHES[1],
-            sharex: bool = False) -> tuple[Any, Any]:
+def new_figure(rows: int = 1, columns: int = 1, row_inches: float = SIZE_INCHES[1],
+               sharex: bool = False) -> tuple[Any, Any]:
+    """A figure and its axes [rows][columns].
+
+    Raises:
+        PlotsMissing: without matplotlib.
+    """
     try:
         figure_module = importlib.import_module('matplotlib.figure')
         canvas = importlib.import_module('matplotlib.backends.backend_agg')
@@ -37,8 +44,39 @@ def _figure(rows: int = 1, columns: int = 1, row_inches: float = SIZE_INCHES[1],
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex)
 
 
+def axes_of(rows: int, row_inches: float, sharex: bool = False) -> tuple[Any, Any]:
+    """A figure of one column and its axes, with a light frame."""
+    figure, axes = new_figure(rows, 1, row_inches, sharex)
+    for row in axes[:, 0]:
+        row.spines[['top', 'right']].set_visible(False)
+    return figure, axes[:, 0]
+
+
+def thin(x: NDArray[Any], y: NDArray[Any], points: int = 1600
+         ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A series with fewer points but all its peaks: the least and greatest of each stretch.
+
+    Args:
+        x: [n], in order.
+        y: [n].
+        points: about how many to keep; series that are shorter stay as they are.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.size <= points:
+        return x, y
+    edges = np.linspace(0, x.size, points // 2 + 1).astype(int)
+    keep: list[int] = []
+    for start, stop in itertools.pairwise(edges.tolist()):
+        part = y[start:stop]
+        if np.isfinite(part).any():
+            keep += sorted({start + int(np.nanargmin(part)), start + int(np.nanargmax(part))})
+        else:
+            keep.append(start)
+    return x[keep], y[keep]
+
+
 def _generator(result: dict[str, Any], data: dict[str, Any]) -> Any:
-    figure, axes = _figure(1, 2)
+    figure, axes = new_figure(1, 2)
     time_axis, stage_axis = axes[0]
     step = np.asarray(data['step_ms'])
     time_axis.plot(np.arange(step.size) * CHUNK_MS / 1000, step, linewidth=0.6)
@@ -56,7 +94,7 @@ def _generator(result: dict[str, Any], data: dict[str, Any]) -> Any:
 
 
 def _memory(result: dict[str, Any], data: dict[str, Any]) -> Any:
-    figure, axes = _figure(2, 1)
+    figure, axes = new_figure(2, 1)
     memory = np.asarray(data['rss_mib'])
     minutes = np.arange(memory.size) * CHUNK_MS / 60_000
     axes[0][0].plot(minutes, memory, linewidth=0.8)
@@ -68,7 +106,7 @@ def _memory(result: dict[str, Any], data: dict[str, Any]) -> Any:
 
 
 def _image_topic(result: dict[str, Any], data: dict[str, Any]) -> Any:
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for name, values in data.items():
         ordered = np.sort(values)
         axes[0][0].plot(ordered, np.arange(1, ordered.size + 1) / ordered.size, label=name)
@@ -80,7 +118,7 @@ def _image_topic(result: dict[str, Any], data: dict[str, Any]) -> Any:
 
 def _lips(result: dict[str, Any], data: dict[str, Any]) -> Any:
     shown = data['tracks'][:3]
-    figure, axes = _figure(max(1, len(shown)), 1)
+    figure, axes = new_figure(max(1, len(shown)), 1)
     for row, track in zip(axes[:, 0], shown, strict=False):
         seconds = np.arange(len(track['true'])) / 25
         for name, values in track.items():
@@ -114,7 +152,7 @@ def draw_session(recording: Recording, path: Path) -> Path:
     track = session.track_pictures(recording.pictures)
     if track is None or not recording.audio:
         raise ValueError('a time line needs pictures and sound: record both')
-    figure, axes = _figure(5, 1, row_inches=1.7, sharex=True)
+    figure, axes = new_figure(5, 1, row_inches=1.7, sharex=True)
     user_row, avatar_row, state_row, motion_row, delay_row = axes[:, 0]
     t0_ns = int(track.stamps_ns[0])
     delay_ns = int(np.median([p.arrival_ns - p.stamp_ns for p in recording.pictures]))
