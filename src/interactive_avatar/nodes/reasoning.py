@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from avatar_bringup.msg import AudioChunk, AvatarIntent, AvatarState, UserPerception
@@ -112,7 +112,9 @@ class ReasoningNode(AvatarNode):
                 llm_url=options.llm_url, llm_model=options.llm_model,
                 llm_timeout_s=options.llm_timeout_s, playout_s=options.playout_s,
                 greet=options.greet),
-            Callbacks(self._publish_state, self._publish_intent, self._complain))
+            Callbacks(self._publish_state, self._publish_intent, self._complain),
+            clock=self.seconds,
+            now=lambda: datetime.fromtimestamp(self._now().nanoseconds / 1e9))
 
     def activate(self) -> None:
         """Start to think and to speak."""
@@ -181,12 +183,14 @@ class ReasoningNode(AvatarNode):
         self.report('reasoning', text, WARN)
 
     def _speak(self) -> None:
-        next_s = time.monotonic()
-        while not self._stopping.wait(max(next_s - time.monotonic(), 0.0)):
+        next_s = self.seconds()
+        while not self.wait_until(self._stopping, next_s):
             next_s += CHUNK_S
-            if time.monotonic() > next_s:
-                # Held up for more than a chunk: pieces are spread over the coming time.
-                next_s = time.monotonic() + CHUNK_S
+            now_s = self.seconds()
+            if now_s > next_s or next_s - now_s > 2 * CHUNK_S:
+                # Held up for more than a chunk: pieces are spread over the coming time. Or the
+                # clock was set.
+                next_s = now_s + CHUNK_S
             try:
                 first = self._pass_on()
                 if first:
