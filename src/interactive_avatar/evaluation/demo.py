@@ -90,6 +90,8 @@ def describe(event: dict[str, Any]) -> str | None:
         return f'waiting for {", ".join(event["missing"])}'
     if kind == 'ready':
         return f'the avatar is live; {event["utterances"]} sentences to say'
+    if kind == 'playing':
+        return f'the avatar is live; {event["seconds"]:.0f} s of the user are played'
     if kind == 'say':
         return f'user    "{event["text"]}"'
     if kind == 'heard':
@@ -167,11 +169,13 @@ class ReportOptions:
         judges: ask the independent judges: True, False, or None for where they are installed.
         commands: what to type to do it again.
         against: another session to compare with.
+        digests: what a replay in lock step said of its pictures and sound.
     """
 
     judges: bool | None = None
     commands: tuple[str, ...] = ()
     against: Recording | None = None
+    digests: dict[str, Any] | None = None
 
 
 def _ask_judges(analysis: Analysis, wanted: bool | None, say: Callable[[str], None]) -> None:
@@ -213,6 +217,10 @@ def make_report(recording: Recording, expected: Sequence[Expected], out: Path, t
     analysis = analyse(recording, expected)
     result = analysis.result
     result['machine'] = machine()
+    if options.digests is not None:
+        result['recorded'] |= {key: options.digests[key]
+                               for key in ('frames_sha256', 'audio_sha256')}
+        result['problems'] += options.digests['warnings']
     _ask_judges(analysis, options.judges, say)
     files = {}
     if recording.pictures:
