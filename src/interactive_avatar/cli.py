@@ -45,6 +45,8 @@ COMMANDS = (
             'say what is installed, what is missing and the command that mends it'),
     Command('record', 'interactive_avatar.evaluation.record',
             'record the topics of a running avatar into a bag'),
+    Command('replay', 'interactive_avatar.evaluation.replay',
+            'play the user of a bag at the avatar again, and compare'),
     Command('evaluate', 'interactive_avatar.evaluation.evaluate',
             'measure a bag, a video or a file of sentences', 'evaluate'),
     Command('bench', 'interactive_avatar.evaluation.bench',

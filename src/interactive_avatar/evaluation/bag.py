@@ -2,14 +2,17 @@
 """Bags: what a session of the avatar said and showed, written and read without ROS.
 
 Bags are MCAP with every message definition inside, so they open in rosbag2, Foxglove and the
-`mcap` and `rosbags` tools on machines that do not know this package. Reading takes anything that
-`rosbags` reads (MCAP and SQLite, compressed or not) under any namespace.
+`mcap` and `rosbags` tools on machines that do not know this package. Reading takes what rosbag2
+writes (MCAP and SQLite, compressed by file or by message, or not)
+under any namespace, and what is left of a damaged bag.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import itertools
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import (
     Connection,
+    MessageDefinitionFormat,
     Qos,
     QosDurability,
     QosHistory,
@@ -28,9 +31,17 @@ from rosbags.interfaces import (
     QosTime,
 )
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.serde import SerdeError
+from rosbags.typesys import (
+    Stores,
+    TypesysError,
+    get_types_from_idl,
+    get_types_from_msg,
+    get_typestore,
+)
 from rosbags.typesys.store import Typestore
 
+from interactive_avatar.evaluation.recover import DAMAGE, BagError, OpenBag, open_bag
 from interactive_avatar.media.audio import AudioFormat, AudioFormatError, samples_from_bytes
 from interactive_avatar.paths import share_folders
 
@@ -38,6 +49,8 @@ MESSAGE_PACKAGE = 'avatar_bringup'
 MESSAGE_NAMES = ('AudioChunk', 'AvatarIntent', 'AvatarState', 'UserPerception')
 ROSBAG2_VERSION: Literal[9] = 9
 NS_PER_S = 1_000_000_000
+# Lateness of a loaded machine stays below this; a step of its clock does not.
+CLOCK_JUMP_S = 2.0
 # Relative names as in DESIGN 5. image_raw itself is left out: its frames are in /compressed.
 RECORDED_TOPICS: dict[str, str] = {
     'user/audio': 'avatar_bringup/msg/AudioChunk',
@@ -54,10 +67,6 @@ RECORDED_TOPICS: dict[str, str] = {
 LATCHED_TOPICS = ('state',)
 # Without these nothing can be measured of an avatar.
 NEEDED_TOPICS = ('audio', 'image_raw/compressed')
-
-
-class BagError(RuntimeError):
-    """A bag that cannot be written or read; the message says why and what to do."""
 
 
 def message_folder() -> Path:
@@ -250,12 +259,14 @@ class Recording:
         path: the bag.
         namespace: prefix of the avatar's topics, with its slash at the end.
         counts: messages by absolute topic.
+        custom: texts that the recorder left in the metadata.
         problems: what was missing or unreadable, in words.
     """
 
     path: Path
     namespace: str = '/'
     counts: dict[str, int] = field(default_factory=dict)
+    custom: dict[str, str] = field(default_factory=dict)
     user_audio: list[Sound] = field(default_factory=list)
     speech: list[Sound] = field(default_factory=list)
     audio: list[Sound] = field(default_factory=list)
@@ -362,28 +373,87 @@ def read_bag(path: str | Path, namespace: str | None = None) -> Recording:
         Everything that could be read; what could not is named in ``problems``.
 
     Raises:
-        BagError: if the bag is missing, damaged or holds no avatar.
+        BagError: if the bag is missing, damaged beyond use or holds no avatar.
     """
     path = Path(path)
-    if not path.exists():
-        raise BagError(f'no bag at {path}: check the path (a rosbag2 bag is a folder with '
-                       f'metadata.yaml)')
     try:
-        with AnyReader([path], default_typestore=avatar_typestore()) as reader:
-            return _read(reader, path, namespace)
+        with open_bag(path) as bag:
+            recording = _read(bag, path, namespace)
     except BagError:
         raise
-    except (AnyReaderError, OSError, ValueError, AssertionError, KeyError) as error:
-        raise BagError(f'cannot read bag {path}: {error or type(error).__name__}; if the recorder '
-                       f'was killed, repair it with `ros2 bag reindex` or `mcap recover`'
-                       ) from error
+    except DAMAGE as error:
+        # The index was whole and the data is not.
+        with open_bag(path, damage=error) as bag:
+            recording = _read(bag, path, namespace)
+    keep_longest_part(recording)
+    return recording
 
 
-def _read(reader: AnyReader, path: Path, namespace: str | None) -> Recording:
-    kinds = {connection.topic: str(connection.msgtype) for connection in reader.connections}
+class _Decoder:
+    """Decodes a bag's messages by the definitions that the bag itself carries.
+
+    A definition that differs from this package's is taken as it stands, and told: a bag of last
+    year's package still gives the fields that it has.
+    """
+
+    def __init__(self, connections: Sequence[Connection], problems: list[str]) -> None:
+        self._known = avatar_typestore()
+        self._stores: dict[str, Typestore] = {}
+        for connection in connections:
+            kind, definition = str(connection.msgtype), connection.msgdef
+            if definition.format == MessageDefinitionFormat.NONE or kind in self._stores:
+                continue
+            try:
+                types = (get_types_from_msg(definition.data, kind)
+                         if definition.format == MessageDefinitionFormat.MSG
+                         else _types_of_idl(definition.data))
+                store = get_typestore(Stores.EMPTY)
+                store.register(types)
+                self._stores[kind] = store
+            except (TypesysError, ValueError, KeyError) as error:
+                problems.append(f'the definition of {kind} in the bag cannot be read ({error}): '
+                                f"this installation's own is used")
+                continue
+            if kind.startswith(MESSAGE_PACKAGE) and kind in self._known.fielddefs:
+                theirs = {name: kinds for name, kinds in store.fielddefs[kind][1]}
+                ours = {name: kinds for name, kinds in self._known.fielddefs[kind][1]}
+                if theirs != ours:
+                    lacks = sorted(set(ours) - set(theirs))
+                    adds = sorted(set(theirs) - set(ours))
+                    changed = sorted(n for n in set(ours) & set(theirs) if ours[n] != theirs[n])
+                    what = '; '.join(f'{word} {", ".join(names)}' for word, names in (
+                        ('lacks', lacks), ('adds', adds), ('changes the type of', changed))
+                        if names) or 'orders its fields otherwise'
+                    problems.append(f'{kind} was written by another version of this package '
+                                    f'(it {what}): what both know is measured')
+
+    def __call__(self, raw: bytes, kind: str) -> Any:
+        """The message of CDR bytes.
+
+        Raises:
+            BagError: if the type is not known, neither to the bag nor here.
+        """
+        store = self._stores.get(kind, self._known)
+        if kind not in store.fielddefs:
+            raise BagError(f'no definition of {kind} in the bag or here')
+        return store.deserialize_cdr(raw, kind)
+
+
+def _types_of_idl(text: str) -> dict[str, Any]:
+    mark = '=' * 80 + '\n'
+    if not text.startswith(f'{mark}IDL: '):
+        return dict(get_types_from_idl(text))
+    types: dict[str, Any] = {}
+    for part in text.split(mark)[1:]:
+        types.update(get_types_from_idl(part.split('\n', 1)[1]))
+    return types
+
+
+def _read(bag: OpenBag, path: Path, namespace: str | None) -> Recording:
+    kinds = {connection.topic: str(connection.msgtype) for connection in bag.connections}
     prefix = find_namespace(kinds) if namespace is None else f'/{namespace.strip("/")}/'
     prefix = prefix.replace('//', '/')
-    recording = Recording(path, prefix)
+    recording = Recording(path, prefix, custom=bag.custom, problems=list(bag.problems))
     takers: dict[str, tuple[list[Any], Callable[[Any, int], Any]]] = {
         f'{prefix}user/audio': (recording.user_audio, _sound),
         f'{prefix}speech': (recording.speech, _sound),
@@ -397,16 +467,16 @@ def _read(reader: AnyReader, path: Path, namespace: str | None) -> Recording:
     }
     if f'{prefix}image_raw/compressed' not in kinds and f'{prefix}image_raw' in kinds:
         takers[f'{prefix}image_raw'] = (recording.pictures, _raw_picture)
+    decode = _Decoder([c for c in bag.connections if c.topic in takers], recording.problems)
+    recording.counts = {c.topic: int(c.msgcount) for c in bag.connections}
     failures: dict[str, tuple[int, Exception]] = {}
     others: set[str] = set()
-    for connection, time_ns, raw in reader.messages():
-        recording.counts[connection.topic] = recording.counts.get(connection.topic, 0) + 1
-        if connection.topic not in takers:
-            continue
+    for connection, time_ns, raw in bag.messages(set(takers)):
         target, convert = takers[connection.topic]
         try:
-            item = convert(reader.deserialize(raw, connection.msgtype), time_ns)
-        except (AttributeError, AudioFormatError, AnyReaderError, BagError, ValueError) as error:
+            item = convert(decode(raw, str(connection.msgtype)), time_ns)
+        except (AttributeError, AudioFormatError, BagError, SerdeError, TypesysError, ValueError,
+                IndexError, struct.error) as error:
             count, first = failures.get(connection.topic, (0, error))
             failures[connection.topic] = (count + 1, first)
             continue
@@ -432,4 +502,57 @@ def _read(reader: AnyReader, path: Path, namespace: str | None) -> Recording:
                                       f'not measured')
         elif not recording.counts.get(topic) and name in NEEDED_TOPICS and not stand_in:
             recording.problems.append(f'topic {topic} is in the bag without a message')
+    for name, sounds in (('user/audio', recording.user_audio), ('audio', recording.audio)):
+        empty = sum(not sound.samples.size and not sound.last for sound in sounds)
+        if empty:
+            recording.problems.append(f'{empty} message(s) on {prefix}{name} carry no samples: '
+                                      f'they are left out')
+            sounds[:] = [sound for sound in sounds if sound.samples.size or sound.last]
     return recording
+
+
+def keep_longest_part(recording: Recording, tolerance_s: float = CLOCK_JUMP_S) -> None:
+    """Cut a session to its longest part without a jump of a clock, and say so in ``problems``.
+
+    A clock has jumped between two messages of the avatar's stream if the time between their
+    stamps differs from that between their arrivals by more than the tolerance, or if stamps go
+    back. Stamps that pause together with the arrivals (a generator that was stopped) are no jump.
+
+    Args:
+        recording: the session, changed in place.
+        tolerance_s: difference that lateness does not explain, seconds.
+    """
+    stream: Sequence[Sound | Picture] = recording.audio or recording.pictures
+    if len(stream) < 2:
+        return
+    stamps = np.array([item.stamp_ns for item in stream], np.int64)
+    arrivals = np.array([item.arrival_ns for item in stream], np.int64)
+    jump_ns = np.diff(stamps) - np.diff(arrivals)
+    # A picture or chunk may overtake its neighbour; more than the tolerance back is a jump.
+    jumps = np.flatnonzero((np.abs(jump_ns) > tolerance_s * NS_PER_S)
+                           | (np.diff(stamps) < -tolerance_s * NS_PER_S)) + 1
+    if not jumps.size:
+        return
+    edges = [0, *jumps.tolist(), len(stream)]
+    start, stop = max(itertools.pairwise(edges), key=lambda part: part[1] - part[0])
+    first = jumps[0]
+    recording.problems.append(
+        f"a clock jumps {jumps.size} time(s) in the avatar's stream, first by "
+        f'{float(jump_ns[first - 1]) / NS_PER_S:+.1f} s at '
+        f'{(arrivals[first] - arrivals[0]) / NS_PER_S:.1f} s of the bag: only the longest part '
+        f'without a jump, {stop - start} of {len(stream)} chunks, is measured')
+    margin_ns = int(tolerance_s * NS_PER_S / 2)
+    low, high = int(stamps[start:stop].min()), int(stamps[start:stop].max())
+    begin, end = int(arrivals[start]), int(arrivals[stop - 1])
+
+    def inside(item: Any) -> bool:
+        stamp_ns = getattr(item, 'stamp_ns', item.arrival_ns)
+        return begin - margin_ns <= item.arrival_ns <= end + margin_ns and \
+            low - margin_ns <= stamp_ns <= high + margin_ns
+
+    for name in ('user_audio', 'speech', 'audio', 'pictures', 'perceptions', 'intents', 'states',
+                 'texts'):
+        part = getattr(recording, name)
+        part[:] = [item for item in part if inside(item)]
+    recording.diagnostics[:] = [d for d in recording.diagnostics
+                                if begin - margin_ns <= d.arrival_ns <= end + margin_ns]

@@ -16,14 +16,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interactive_avatar.evaluation import plots
+from interactive_avatar.evaluation import plots, session_page
 from interactive_avatar.evaluation.bag import BagError, Recording, read_bag
 from interactive_avatar.evaluation.conversation import write_contact_sheet, write_conversation
+from interactive_avatar.evaluation.html import HtmlReport
 from interactive_avatar.evaluation.report import machine, session_markdown, write_json
-from interactive_avatar.evaluation.session import HEARD_WORD_ERROR_RATE, Expected, measure
+from interactive_avatar.evaluation.session import (
+    HEARD_WORD_ERROR_RATE,
+    Analysis,
+    Expected,
+    analyse,
+    bag_name,
+)
 from interactive_avatar.graph import NODES, GraphError, start_graph
 
 # Its own, so that an avatar that is already running neither hears nor disturbs the demo.
@@ -35,8 +43,8 @@ NEEDED_SHARE = 0.8
 LARGEST_REST_TO_SPEECH = 0.8
 LEAST_MOUTH_CHANGE_GREY = 0.3
 CLIENT_STOP_S = 10.0
-MADE = ('demo.mp4', 'contact_sheet.png', 'timeline.png', 'bag', 'report.json', 'report.md',
-        'said.json', 'logs')
+MADE = ('demo.mp4', 'contact_sheet.png', 'timeline.png', 'bag', 'report.html', 'report.json',
+        'report.md', 'said.json', 'logs')
 
 
 class DemoError(RuntimeError):
@@ -82,6 +90,8 @@ def describe(event: dict[str, Any]) -> str | None:
         return f'waiting for {", ".join(event["missing"])}'
     if kind == 'ready':
         return f'the avatar is live; {event["utterances"]} sentences to say'
+    if kind == 'playing':
+        return f'the avatar is live; {event["seconds"]:.0f} s of the user are played'
     if kind == 'say':
         return f'user    "{event["text"]}"'
     if kind == 'heard':
@@ -159,16 +169,67 @@ def expected_from_log(path: Path) -> list[Expected]:
             for row in json.loads(path.read_text(encoding='utf-8'))]
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report holds beyond the session's own figures.
+
+    Attributes:
+        judges: ask the independent judges: True, False, or None for where they are installed.
+        commands: what to type to do it again.
+        against: another session to compare with.
+        digests: what a replay in lock step said of its pictures and sound.
+    """
+
+    judges: bool | None = None
+    commands: tuple[str, ...] = ()
+    against: Recording | None = None
+    digests: dict[str, Any] | None = None
+
+
+def _ask_judges(analysis: Analysis, wanted: bool | None, say: Callable[[str], None]) -> None:
+    """Add the judges' figures, or why there are none."""
+    if wanted is False or not analysis.recording.pictures:
+        return
+    from interactive_avatar.evaluation.judges import JudgeMissing
+    from interactive_avatar.evaluation.session_judges import judge_session
+
+    try:
+        analysis.result['judges'] = judge_session(analysis, say)
+    except JudgeMissing as error:
+        if wanted:
+            raise
+        analysis.result['judges_missing'] = str(error)
+
+
 def make_report(recording: Recording, expected: Sequence[Expected], out: Path, title: str,
-                say: Callable[[str], None]) -> dict[str, Any]:
+                say: Callable[[str], None], options: ReportOptions | None = None
+                ) -> dict[str, Any]:
     """Measure a session, write video, contact sheet and reports into ``out``.
+
+    Args:
+        recording: the session.
+        expected: what the user was made to say.
+        out: folder, which exists.
+        title: heading.
+        say: called with each line of progress.
+        options: judges, comparison, commands.
 
     Returns:
         The report's tree, with ``checks`` where something was expected.
+
+    Raises:
+        judges.JudgeMissing: if judges were asked for and are not installed.
     """
+    options = options or ReportOptions()
     say('measuring')
-    result = measure(recording, expected)
+    analysis = analyse(recording, expected)
+    result = analysis.result
     result['machine'] = machine()
+    if options.digests is not None:
+        result['recorded'] |= {key: options.digests[key]
+                               for key in ('frames_sha256', 'audio_sha256')}
+        result['problems'] += options.digests['warnings']
+    _ask_judges(analysis, options.judges, say)
     files = {}
     if recording.pictures:
         say('writing the video')
@@ -176,19 +237,44 @@ def make_report(recording: Recording, expected: Sequence[Expected], out: Path, t
         files['demo.mp4'] = 'the conversation, with sound and captions'
         write_contact_sheet(recording, out / 'contact_sheet.png', title)
         files['contact_sheet.png'] = 'its moments'
-    if recording.pictures and recording.audio:
-        try:
-            plots.draw_session(recording, out / 'timeline.png')
-            files['timeline.png'] = 'voices, states, motion and regularity over time'
-        except plots.PlotsMissing as error:
-            say(f'no time line drawn: {error}')
-    result['files'] = files | {'bag': 'everything that was said and shown (MCAP)',
-                               'report.json': 'this report for machines'}
     if expected:
         result['checks'] = checks(result)
+    compared = None
+    try:
+        if recording.pictures and recording.audio:
+            plots.draw_session(recording, out / 'timeline.png')
+            files['timeline.png'] = 'voices, states, motion and regularity over time'
+        files['report.html'] = 'this report with the video and plots, one file for a browser'
+        if options.against is not None:
+            compared = _compare(analysis, options, say)
+    except plots.PlotsMissing as error:
+        files.pop('report.html', None)
+        say(f'no plots and no page: {error}')
+    result['files'] = files | {'bag': 'everything that was said and shown (MCAP)',
+                               'report.json': 'this report for machines'}
+    if 'report.html' in files:
+        say('writing the page')
+        session_page.build_page(analysis, title, options.commands, out / 'demo.mp4',
+                                out / 'contact_sheet.png', compared).write(out / 'report.html')
     write_json(out / 'report.json', result)
     (out / 'report.md').write_text(session_markdown(result, title), encoding='utf-8')
     return result
+
+
+def _compare(analysis: Analysis, options: ReportOptions, say: Callable[[str], None]
+             ) -> Callable[[HtmlReport], None]:
+    from interactive_avatar.evaluation import compare
+
+    assert options.against is not None
+    say(f'measuring {options.against.path}')
+    other = analyse(options.against)
+    _ask_judges(other, options.judges, say)
+    rows = compare.compare(analysis, other)
+    names = (bag_name(analysis.recording), bag_name(options.against))
+    if names[0] == names[1]:
+        names = (str(analysis.recording.path), str(options.against.path))
+    analysis.result['against'] = {'bag': names[1], 'differences': compare.as_plain(rows)}
+    return compare.compared_section(rows, analysis, other, names)
 
 
 def _prepare_folder(out: Path) -> None:
@@ -219,7 +305,7 @@ def _summary(result: dict[str, Any], out: Path) -> list[str]:
 
 def run_demo(out: Path, config: str, overrides: dict[str, object], page: bool,
              ready_timeout_s: float, namespace: str = DEMO_NAMESPACE,
-             say: Callable[[str], None] = print) -> int:
+             say: Callable[[str], None] = print, judges: bool | None = None) -> int:
     """Carry out the whole demo; returns the exit status.
 
     Raises:
@@ -246,8 +332,11 @@ def run_demo(out: Path, config: str, overrides: dict[str, object], page: bool,
             raise DemoError(f'the avatar did not come alive within {ready_timeout_s:.0f} s\n'
                             f'{tails}')
     recording = read_bag(out / 'bag', namespace)
-    result = make_report(recording, expected_from_log(out / 'said.json'), out, 'Avatar demo',
-                         tell)
+    result = make_report(
+        recording, expected_from_log(out / 'said.json'), out, 'Avatar demo', tell,
+        ReportOptions(judges, (f'avatar demo --out {out}',
+                               f'avatar evaluate bag {out / "bag"}',
+                               f'avatar replay {out / "bag"} --deterministic')))
     for line in _summary(result, out):
         say(line)
     return 0 if result.get('checks') and all(c['passed'] for c in result['checks']) else 1
@@ -268,6 +357,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help='also serve the page, to watch in a browser')
     parser.add_argument('--ready-timeout', type=float, default=180.0, metavar='SECONDS',
                         help='how long to wait for a live avatar')
+    parser.add_argument('--no-judges', dest='judges', action='store_false',
+                        help='do not ask the independent face judges, where they are installed')
     args = parser.parse_args(argv)
     overrides: dict[str, object] = {'generator.model': args.model} if args.model else {}
     for item in args.set:
@@ -279,7 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError:
             overrides[key] = value
     try:
-        return run_demo(args.out, args.config, overrides, args.page, args.ready_timeout)
+        return run_demo(args.out, args.config, overrides, args.page, args.ready_timeout,
+                        judges=None if args.judges else False)
     except (BagError, DemoError, GraphError, FileNotFoundError) as error:
         print(f'avatar demo: {error}', file=sys.stderr)
         return 2

@@ -8,89 +8,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 
-from interactive_avatar.evaluation import judges, metrics
-from interactive_avatar.evaluation.bag import NS_PER_S, BagError, Recording, read_bag
-from interactive_avatar.evaluation.demo import expected_from_log, make_report
-from interactive_avatar.evaluation.report import session_markdown, write_json
-from interactive_avatar.evaluation.session import Expected, resting_mask, speaking_mask
-
-IDENTITY_PERIOD_S = 1.0
-
-
-def judge_session(recording: Recording) -> dict[str, Any]:
-    """What the independent judges see in a session.
-
-    Args:
-        recording: a session with pictures.
-
-    Returns:
-        Figures by name, None where nothing could be measured.
-
-    Raises:
-        judges.JudgeMissing: if neither judge is installed.
-    """
-    pictures = sorted({p.stamp_ns: p for p in recording.pictures}.values(),
-                      key=lambda picture: picture.stamp_ns)
-    stamps = np.array([picture.stamp_ns for picture in pictures], np.int64)
-    seconds = (stamps - stamps[0]) / NS_PER_S
-    result: dict[str, Any] = {}
-    missing = []
-    try:
-        with judges.MeshJudge() as mesh:
-            track = mesh.track(picture.decode() for picture in pictures)
-        speaking = speaking_mask(recording, stamps)
-        # Rest and speech only: gestures open mouths on purpose.
-        chosen = speaking | resting_mask(recording, stamps)
-        gap = np.where(chosen, track.lip_gap, np.nan)
-        result |= {'frames_with_face': float(track.found.mean()),
-                   'lip_motion_at_rest_to_speech': metrics.motion_ratio(gap, speaking),
-                   'lip_gap_at_rest': metrics.percentiles(
-                       track.lip_gap[chosen & ~speaking])['p50'],
-                   'lip_gap_in_speech_p95': metrics.percentiles(
-                       track.lip_gap[speaking])['p95'],
-                   'blinks_per_minute': blinks_per_minute(track.eye_opening, seconds)}
-    except judges.JudgeMissing as error:
-        missing.append(str(error))
-    try:
-        identity = judges.IdentityJudge()
-        every = max(1, round(IDENTITY_PERIOD_S * len(pictures) / max(seconds[-1], 1.0)))
-        embeddings = identity.embed_all(picture.decode() for picture in pictures[::every])
-        known = embeddings[np.isfinite(embeddings[:, 0])]
-        if len(known):
-            distance = metrics.identity_distance(embeddings, known[:3].mean(axis=0))
-            slope = metrics.slope_per_minute(seconds[::every], distance)
-            result |= {'identity_distance_median': float(np.nanmedian(distance)),
-                       'identity_distance_worst': float(np.nanmax(distance)),
-                       'identity_slope_per_minute': slope.per_minute,
-                       'identity_slope_standard_error': slope.standard_error}
-    except judges.JudgeMissing as error:
-        missing.append(str(error))
-    if len(missing) == 2:
-        raise judges.JudgeMissing('; '.join(missing))
-    return {key: value if np.isfinite(value) else None for key, value in result.items()}
-
-
-def blinks_per_minute(opening: np.ndarray, seconds: np.ndarray) -> float:
-    """Blinks: falls of the eye opening below 60 % of its median, per minute.
-
-    Source: the eye aspect ratio of Soukupova and Cech (2016) with a threshold relative to the
-    face's own median.
-
-    Args:
-        opening: float64 [n], NaN where there is no face.
-        seconds: float64 [n], stream time.
-    """
-    known = opening[np.isfinite(opening)]
-    if known.size < metrics.MIN_COMMON_FRAMES or seconds[-1] <= seconds[0]:
-        return float('nan')
-    closed = np.nan_to_num(opening, nan=np.inf) < 0.6 * np.median(known)
-    starts = int((closed[1:] & ~closed[:-1]).sum())
-    return 60.0 * starts / float(seconds[-1] - seconds[0])
+from interactive_avatar.evaluation import judges
+from interactive_avatar.evaluation.bag import BagError, read_bag
+from interactive_avatar.evaluation.demo import ReportOptions, expected_from_log, make_report
+from interactive_avatar.evaluation.session import Expected
 
 
 def load_expected(path: Path) -> list[Expected]:
@@ -111,21 +35,26 @@ def load_expected(path: Path) -> list[Expected]:
 def evaluate_bag(args: argparse.Namespace) -> int:
     """Carry out ``avatar evaluate bag``."""
     out = args.out or Path('out/evaluate') / args.bag.name
-    out.mkdir(parents=True, exist_ok=True)
     said = args.said or args.bag.parent / 'said.json'
     expected = load_expected(said) if said.is_file() else []
     recording = read_bag(args.bag, args.namespace)
+    against = read_bag(args.against, args.against_namespace) if args.against else None
+    out.mkdir(parents=True, exist_ok=True)
+    command = f'avatar evaluate bag {args.bag}' + (f' --against {args.against}'
+                                                   if args.against else '')
     result = make_report(recording, expected, out, f'Session {args.bag.name}',
-                         lambda text: print(text, flush=True))
-    if args.judges and recording.pictures:
-        print('asking the judges', flush=True)
-        result['judges'] = judge_session(recording)
-        write_json(out / 'report.json', result)
-        (out / 'report.md').write_text(session_markdown(result, f'Session {args.bag.name}'),
-                                       encoding='utf-8')
-    for problem in result['problems']:
+                         lambda text: print(text, flush=True),
+                         ReportOptions(args.judges, (command,), against))
+    problems = result['problems'] + [f'{args.against}: {p}' for p in against.problems] \
+        if against else result['problems']
+    for problem in problems:
         print(f'note: {problem}', file=sys.stderr)
-    print(out / 'report.md')
+    for row in result.get('against', {}).get('differences', []):
+        if row['verdict'] in ('better', 'worse', 'differs'):
+            print(f'{row["verdict"]:7} {row["name"]}: {row["first"]:.3f} against '
+                  f'{row["second"]:.3f} {row["unit"]} (difference {row["low"]:+.3f} to '
+                  f'{row["high"]:+.3f})')
+    print(out / ('report.html' if 'report.html' in result['files'] else 'report.md'))
     return 0
 
 
@@ -158,15 +87,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      description='Measure what was recorded.')
     kinds = parser.add_subparsers(required=True, metavar='WHAT')
     bag = kinds.add_parser('bag', help='a session: dialogue, timing, sync, picture',
-                           description='Measure a recorded session; writes report.md, '
-                           'report.json, a video and a contact sheet.')
+                           description='Measure a recorded session; writes report.html '
+                           '(one file with video and plots), report.md, report.json, a video '
+                           'and a contact sheet.')
     bag.add_argument('bag', type=Path, help='bag folder, .mcap or .db3')
     bag.add_argument('--out', type=Path, help='folder for results (default: out/evaluate/NAME)')
     bag.add_argument('--namespace', help='of the avatar (default: found in the bag)')
     bag.add_argument('--said', type=Path, help='what the user was made to say: said.json or '
                      'utterances.yaml (default: said.json beside the bag)')
-    bag.add_argument('--judges', action='store_true',
-                     help='also ask MediaPipe and dlib (slower; extra packages)')
+    bag.add_argument('--against', type=Path, metavar='BAG2',
+                     help='another session, to see what differs and by how much')
+    bag.add_argument('--against-namespace', metavar='NAMESPACE',
+                     help='of the avatar in the other bag (default: found in it)')
+    bag.add_argument('--judges', action=argparse.BooleanOptionalAction, default=None,
+                     help='ask MediaPipe and dlib about lips and identity (default: where they '
+                     'are installed)')
     bag.set_defaults(carry_out=evaluate_bag)
     intents = kinds.add_parser('intents', help='the embedded reasoner on labelled sentences',
                                description='Accuracy of the embedded reasoner on a TSV file of '

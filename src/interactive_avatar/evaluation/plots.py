@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import session
 from interactive_avatar.evaluation.bag import NS_PER_S, Recording
@@ -40,6 +42,37 @@ def new_figure(rows: int = 1, columns: int = 1, row_inches: float = SIZE_INCHES[
                                   layout='constrained')
     canvas.FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex)
+
+
+def axes_of(rows: int, row_inches: float, sharex: bool = False) -> tuple[Any, Any]:
+    """A figure of one column and its axes, with a light frame."""
+    figure, axes = new_figure(rows, 1, row_inches, sharex)
+    for row in axes[:, 0]:
+        row.spines[['top', 'right']].set_visible(False)
+    return figure, axes[:, 0]
+
+
+def thin(x: NDArray[Any], y: NDArray[Any], points: int = 1600
+         ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A series with fewer points but all its peaks: the least and greatest of each stretch.
+
+    Args:
+        x: [n], in order.
+        y: [n].
+        points: about how many to keep; series that are shorter stay as they are.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.size <= points:
+        return x, y
+    edges = np.linspace(0, x.size, points // 2 + 1).astype(int)
+    keep: list[int] = []
+    for start, stop in itertools.pairwise(edges.tolist()):
+        part = y[start:stop]
+        if np.isfinite(part).any():
+            keep += sorted({start + int(np.nanargmin(part)), start + int(np.nanargmax(part))})
+        else:
+            keep.append(start)
+    return x[keep], y[keep]
 
 
 def _generator(result: dict[str, Any], data: dict[str, Any]) -> Any:

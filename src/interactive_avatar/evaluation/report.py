@@ -76,7 +76,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([line(head), '|' + '---|' * len(head), *(line(row) for row in rows)])
 
 
-def _stream_rows(result: dict[str, Any]) -> list[list[str]]:
+def stream_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Rows about the stream: name and figure."""
     stream = result['stream']
     sound, pictures, offset = stream['audio'], stream['pictures'], stream['av_offset_ms']
     missed = stream['missed']
@@ -107,7 +108,8 @@ def _stream_rows(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _face_rows(face: dict[str, Any]) -> list[list[str]]:
+def face_rows(face: dict[str, Any]) -> list[list[str]]:
+    """Rows about the picture, by pixels."""
     return [
         ['picture', f'{face["size"][1]}×{face["size"][0]}, {face["frames"]} frames'],
         ['change in the mouth region, speaking / at rest (grey levels per frame)',
@@ -137,6 +139,34 @@ def _stage_parts(result: dict[str, Any]) -> list[str]:
             f'Over {stages["turns"]} spoken turns that were answered aloud.', '']
 
 
+def judge_rows(figures: dict[str, Any]) -> list[list[str]]:
+    """Rows about what the judges saw."""
+    return [[key.replace('_', ' '), number(value, '', 3)] for key, value in figures.items()]
+
+
+def system_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Rows about memory and processor of each node."""
+    rows = []
+    for name, node in result['system'].items():
+        memory, processor = node.get('rss_mib'), node.get('cpu_percent')
+        text = [f'{number(processor, "%", 0)} of a core'] if processor is not None else []
+        if memory:
+            text.append(f'{number(memory["first"], "", 0)} to {number(memory["last"], "MiB", 0)}')
+        rows.append([f'processor and memory of {name.rsplit("/", 1)[-1]}', ', '.join(text)])
+    return rows
+
+
+def turn_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The dialogue as a table: head and rows."""
+    head = ['said', 'heard', 'intent', 'action', 'answer', 'decision', 'response',
+            'switch to visible']
+    return head, [[row.get('said', '(unknown)'), row['heard'] or '–',
+                   ', '.join(row['intents']) or '–', ', '.join(row['actions']) or '–',
+                   row['speech'] or '–', number(row['decision_latency_s'], 's'),
+                   number(row['response_latency_s'], 's'),
+                   number(row['switch_to_visible_ms'], 'ms', 0)] for row in result['turns']]
+
+
 def session_markdown(result: dict[str, Any], title: str) -> str:
     """The report of `session.measure` as Markdown.
 
@@ -150,28 +180,22 @@ def session_markdown(result: dict[str, Any], title: str) -> str:
             ['check', 'passed', 'why'],
             [[c['name'], '**yes**' if c['passed'] else '**NO**', c['why']]
              for c in result['checks']]), '']
-    parts += ['## Dialogue', '', table(
-        ['said', 'heard', 'intent', 'action', 'answer', 'decision', 'response', 'switch to '
-         'visible'],
-        [[row.get('said', '(unknown)'), row['heard'] or '–',
-          ', '.join(row['intents']) or '–', ', '.join(row['actions']) or '–',
-          row['speech'] or '–', number(row['decision_latency_s'], 's'),
-          number(row['response_latency_s'], 's'),
-          number(row['switch_to_visible_ms'], 'ms', 0)] for row in result['turns']]), '',
+    parts += ['## Dialogue', '', table(*turn_rows(result)), '',
         "Decision: from the end of the user's voice to the intent. Response: to the first sound "
         'of the answer. Switch to visible: from the change of the prompt to the first change of '
         'the picture above its calm (for actions).', '']
     parts += _stage_parts(result)
-    parts += ['## Stream', '', table(['figure', 'measured'], _stream_rows(result)), '']
+    parts += ['## Stream', '', table(
+        ['figure', 'measured'], stream_rows(result) + system_rows(result)), '']
     if result['face']:
-        parts += ['## Picture', '', table(['figure', 'measured'], _face_rows(result['face'])),
+        parts += ['## Picture', '', table(['figure', 'measured'], face_rows(result['face'])),
                   '', 'Measured on pixels: the mouth region is a fixed window of the picture, so '
-                  'turns of the head count as well. `avatar evaluate bag … --judges` measures '
-                  'lips and identity with independent face models.', '']
+                  'turns of the head count as well. `avatar evaluate bag` also measures '
+                  'lips and identity with independent face models, where they are '
+                  'installed.', '']
     if result.get('judges'):
-        parts += ['## Judges', '', table(['figure', 'measured'], [
-            [key.replace('_', ' '), number(value, '', 3)]
-            for key, value in result['judges'].items()]), '']
+        parts += ['## Judges', '', table(['figure', 'measured'], judge_rows(result['judges'])),
+                  '']
     warned = [[name, str(node['worst_level']), '; '.join(node['messages'])]
               for name, node in result['nodes'].items() if node['worst_level']]
     if warned:

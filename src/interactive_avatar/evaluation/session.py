@@ -21,6 +21,7 @@ from interactive_avatar.evaluation.stages import measure_stages
 from interactive_avatar.media.clock import (
     FRAME_NS,
     FRAME_RATE_HZ,
+    FRAMES_PER_CHUNK,
     SAMPLE_RATE_HZ,
     SAMPLES_PER_FRAME,
 )
@@ -298,12 +299,36 @@ def measure_face(recording: Recording, track: PictureTrack) -> dict[str, Any]:
     }
 
 
+def seam_places(recording: Recording, track: PictureTrack) -> NDArray[np.int64]:
+    """Place of each picture within its chunk, 0 for the first; -1 where it says nothing of seams.
+
+    Left out are pictures whose neighbour before is missing, and those of chunks that were held
+    because none was ready (their pictures are equal): a held chunk is counted as missed, and
+    would hide seams or make them up.
+
+    Returns:
+        int64 [pictures].
+    """
+    starts = np.array(sorted({item.stamp_ns for item in recording.audio}), np.int64)
+    if not starts.size:
+        return np.full(track.stamps_ns.size, -1, np.int64)
+    chunk = np.searchsorted(starts, track.stamps_ns, side='right') - 1
+    place = (track.stamps_ns - starts[np.maximum(chunk, 0)]) // FRAME_NS
+    follows = np.r_[False, np.diff(track.stamps_ns) == FRAME_NS]
+    inside = (place > 0) & (place < FRAMES_PER_CHUNK) & (chunk >= 0)
+    moved = np.zeros(starts.size)
+    np.maximum.at(moved, np.maximum(chunk, 0), np.where(inside & follows, track.change, 0.0))
+    lives = moved[np.maximum(chunk, 0)] > 0.0
+    # The first picture after a held chunk shows what several chunks would have.
+    border = (place == 0) & np.r_[False, lives[:-1]]
+    good = follows & lives & (inside | border)
+    return np.where(good, place, -1)
+
+
 def _seam_split(recording: Recording, track: PictureTrack
                 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    starts = np.array([item.stamp_ns for item in recording.audio], np.int64)
-    is_start = np.isin(track.stamps_ns, starts)
-    neighbour = np.r_[False, np.diff(track.stamps_ns) == FRAME_NS]
-    return track.change[neighbour & ~is_start], track.change[neighbour & is_start]
+    place = seam_places(recording, track)
+    return track.change[place > 0], track.change[place == 0]
 
 
 def _heard(events: Sequence[Event], start_ns: int, end_ns: int) -> str:
@@ -407,9 +432,108 @@ def states_table(recording: Recording) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_system(recording: Recording) -> dict[str, Any]:
+    """Memory and processor of each node over the session, as the nodes report them.
+
+    Returns:
+        By node: ``rss_mib`` (first, last, max) and ``cpu_percent`` (mean, of one core), where the
+        node reported them.
+    """
+    system: dict[str, Any] = {}
+    for name in sorted({d.name for d in recording.diagnostics}):
+        row: dict[str, Any] = {}
+        memory = node_series(recording, name, 'rss_mib')[1]
+        if memory.size:
+            row['rss_mib'] = {'first': memory[0], 'last': memory[-1], 'max': memory.max()}
+        processor = node_series(recording, name, 'cpu_percent')[1]
+        if processor.size:
+            row['cpu_percent'] = float(processor.mean())
+        if row:
+            system[name] = row
+    return system
+
+
+def node_series(recording: Recording, name: str, key: str
+                ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A figure that a node reported again and again.
+
+    Args:
+        recording: the session.
+        name: of the node, or the end of it, such as ``generator``.
+        key: of the figure.
+
+    Returns:
+        (seconds since the first arrival of the session [n], values [n]).
+    """
+    rows = []
+    for status in recording.diagnostics:
+        if status.name == name or status.name.endswith('/' + name):
+            try:
+                rows.append((status.arrival_ns, float(status.values[key])))
+            except (KeyError, ValueError):
+                continue
+    if not rows:
+        return np.zeros(0), np.zeros(0)
+    start = start_ns(recording)
+    return (np.array([(at - start) / NS_PER_S for at, _ in rows]),
+            np.array([value for _, value in rows]))
+
+
+def start_ns(recording: Recording) -> int:
+    """Arrival of the first thing of the avatar, nanoseconds; 0 for an empty session."""
+    return min([item.arrival_ns for items in (
+        recording.audio[:1], recording.pictures[:1], recording.states[:1],
+        recording.diagnostics[:1]) for item in items], default=0)
+
+
+def bag_name(recording: Recording) -> str:
+    """Name of a bag for people; with its folder's where it is only called "bag"."""
+    path = recording.path.resolve()
+    return path.name if path.name != 'bag' else f'{path.parent.name}/{path.name}'
+
+
+def measure_start(recording: Recording) -> dict[str, Any]:
+    """From the start of the graph to the first picture and sound, where the recorder noted it."""
+    noted = recording.custom.get('graph_started_ns', '')
+    began = int(noted) if noted.isdigit() else 0
+
+    def after(items: Sequence[Picture | Sound]) -> float:
+        return (items[0].arrival_ns - began) / NS_PER_S if began and items else float('nan')
+
+    return {'first_picture_s': after(recording.pictures), 'first_sound_s': after(recording.audio)}
+
+
+@dataclass
+class Analysis:
+    """A measured session with what its figures were made of.
+
+    Attributes:
+        recording: the session.
+        result: figures, see `measure`.
+        track: measures per picture, None without pictures.
+        series: further series by name, such as those of judges.
+    """
+
+    recording: Recording
+    result: dict[str, Any]
+    track: PictureTrack | None
+    series: dict[str, NDArray[np.float64]]
+
+
 def measure(recording: Recording, expected: Sequence[Expected] = (),
             progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Everything that can be measured of a session without a judge.
+    """Everything that can be measured of a session without a judge; see `analyse`.
+
+    Returns:
+        A tree of plain values, ready for JSON; None where something could not be measured, and
+        the reason in ``problems`` where it is known.
+    """
+    return analyse(recording, expected, progress).result
+
+
+def analyse(recording: Recording, expected: Sequence[Expected] = (),
+            progress: Callable[[int], None] | None = None) -> Analysis:
+    """Measure a session and keep the series behind the figures.
 
     Args:
         recording: the session.
@@ -417,14 +541,13 @@ def measure(recording: Recording, expected: Sequence[Expected] = (),
         progress: called with the index of each picture that was measured.
 
     Returns:
-        A tree of plain values, ready for JSON; None where something could not be measured, and
-        the reason in ``problems`` where it is known.
+        The analysis; its ``result`` is plain values, ready for JSON.
     """
     track = track_pictures(recording.pictures, progress)
     turns = measure_turns(recording, expected, track)
     latency = [row['response_latency_s'] for row in turns]
     result: dict[str, Any] = {
-        'bag': recording.path.name,
+        'bag': bag_name(recording),
         'messages': recording.counts,
         'problems': list(recording.problems),
         'stream': measure_stream(recording),
@@ -434,6 +557,8 @@ def measure(recording: Recording, expected: Sequence[Expected] = (),
         'stages_s': measure_stages(recording, turns),
         'states': states_table(recording),
         'nodes': measure_diagnostics(recording),
+        'start': measure_start(recording),
+        'system': measure_system(recording),
+        'recorded': dict(sorted(recording.custom.items())),
     }
-    rounded: dict[str, Any] = _round(result)
-    return rounded
+    return Analysis(recording, _round(result), track, {})

@@ -31,6 +31,8 @@ from interactive_avatar.nodes.options import (
     unknown_parameters,
 )
 
+# How often a simulated clock is looked at.
+SIMULATED_WAIT_S = 0.005
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
 
@@ -127,6 +129,27 @@ class AvatarNode(LifecycleNode):
                 self.get_logger().error(message)
             else:
                 self.get_logger().warning(message)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the node's time comes from /clock (``use_sim_time``)."""
+        return bool(self.get_clock().ros_time_is_active)
+
+    def seconds(self) -> float:
+        """A clock that only runs forward and sets the pace: /clock's where it is simulated."""
+        if self.simulated:
+            return self.get_clock().now().nanoseconds / 1e9
+        return time.monotonic()
+
+    def wait_until(self, stop: threading.Event, due_s: float) -> bool:
+        """Wait until `seconds` reaches ``due_s``; True as soon as ``stop`` is set."""
+        while not stop.is_set():
+            left_s = due_s - self.seconds()
+            if left_s <= 0.0:
+                return False
+            # A simulated clock may run at any speed.
+            stop.wait(min(left_s, SIMULATED_WAIT_S) if self.simulated else left_s)
+        return True
 
     @property
     def state_label(self) -> str:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+import psutil
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
@@ -37,6 +38,9 @@ class Diagnostics:
         self.values: dict[str, object] = {}
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
         self._timer = node.create_timer(PERIOD_S, self.publish)
+        self._process = psutil.Process()
+        # The first call gives 0; later ones the share since the call before.
+        self._process.cpu_percent()
 
     def watch(self, source: Callable[[], Mapping[str, object]]) -> None:
         """Ask ``source`` for figures at every publication."""
@@ -93,6 +97,7 @@ class Diagnostics:
             sources = list(self._sources)
         for source in sources:
             values.update(source())
+        values |= self._resources()
         level = max([level, *(entry[0] for entry in problems)])
         if problems:
             message = '; '.join([message, *(entry[1] for entry in problems)])
@@ -100,6 +105,19 @@ class Diagnostics:
             level=level, name=self._node.get_fully_qualified_name().lstrip('/'),
             message=message, hardware_id='avatar_bringup',
             values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()])
+
+    def _resources(self) -> dict[str, object]:
+        """Memory, processor and open files of this process (all its nodes share them)."""
+        try:
+            with self._process.oneshot():
+                figures: dict[str, object] = {
+                    'rss_mib': round(self._process.memory_info().rss / 2**20, 1),
+                    'cpu_percent': round(self._process.cpu_percent(), 1)}
+            # Windows knows handles instead.
+            figures['open_files'] = self._process.num_fds()
+            return figures
+        except (psutil.Error, AttributeError):
+            return {}
 
     def publish(self) -> None:
         """Publish the status now."""

@@ -130,7 +130,7 @@ class GeneratorNode(AvatarNode):
         """Start the stream; from now on a chunk is made every 160 ms."""
         self._pacer = StreamPacer(
             self._stream, self._speech, self._publish_slot, self._publish_frame,
-            now_ns=lambda: self.get_clock().now().nanoseconds,
+            now_ns=lambda: self.get_clock().now().nanoseconds, simulated=self.simulated,
             complain=self._complain,
             on_maker_start=lambda: be_nice(self, self.options.nice),
             lead_ms=self.options.lead_ms, budget_ms=self.options.budget_ms,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from interactive_avatar.media.clock import (
     CHUNK_MS,
+    CHUNK_NS,
     CHUNK_SAMPLES,
     FRAME_NS,
     FRAMES_PER_CHUNK,
@@ -35,6 +36,12 @@ HISTORY_CHUNKS = 375
 # After a step that failed, the next attempt waits so long: a broken model must not eat a core.
 RETRY_S = CHUNK_MS / 1000
 FRAME_S = FRAME_NS / 1e9
+# A clock that is off by more than this has been set, or the process was stopped: the time line
+# starts anew there instead of holding still, or rushing, until it has caught up.
+CLOCK_JUMP_S = 2.0
+# A clock that is not this machine's own (/clock of a replay) may run at any speed: it is looked at
+# again after this time at most.
+SIMULATED_WAIT_S = 0.005
 
 
 class ChunkLike(Protocol):
@@ -98,6 +105,32 @@ def fade_out(samples: NDArray[np.int16]) -> NDArray[np.int16]:
     return muted
 
 
+class Muting:
+    """Silences what is on its way of a turn that the user has broken off. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._muted_turn = 0
+        self._fading_turn = 0
+
+    def mute(self, turn_id: int) -> None:
+        """Silence turn ``turn_id`` and all before it."""
+        with self._lock:
+            if turn_id > self._muted_turn:
+                self._muted_turn = self._fading_turn = turn_id
+
+    def audible(self, samples: NDArray[np.int16], turn_id: int) -> NDArray[np.int16]:
+        """What is heard of int16 [n] of turn ``turn_id``: all, a fading start, or nothing."""
+        with self._lock:
+            muted = 0 < turn_id <= self._muted_turn
+            fade = muted and turn_id == self._fading_turn
+            if fade:
+                self._fading_turn = 0
+        if not muted:
+            return samples
+        return fade_out(samples) if fade else np.zeros_like(samples)
+
+
 class StreamPacer:
     """Drives a stream in real time and hands its slots and frames out on time."""
 
@@ -109,6 +142,7 @@ class StreamPacer:
         emit_frame: Callable[[NDArray[np.uint8], int], None],
         *,
         now_ns: Callable[[], int],
+        simulated: bool = False,
         complain: Callable[[str, str], None],
         on_maker_start: Callable[[], None] = lambda: None,
         lead_ms: float = 60.0,
@@ -123,6 +157,8 @@ class StreamPacer:
             emit_slot: called once for each slot, ``lead_ms`` before its presentation time.
             emit_frame: called with each frame uint8 [H, W, 3] and its stamp, at that time.
             now_ns: clock of the stamps, nanoseconds.
+            simulated: whether that clock also sets the pace (a replay's /clock, which may run at
+                any speed and be set); else the system's monotonic clock does.
             complain: called with a short key and a message when something goes wrong.
             on_maker_start: called first in the maker's thread, e.g. to raise its priority.
             lead_ms: how long before its presentation time a chunk is handed out.
@@ -134,6 +170,7 @@ class StreamPacer:
         self._emit_slot = emit_slot
         self._emit_frame = emit_frame
         self._now_ns = now_ns
+        self._simulated = simulated
         self._complain = complain
         self._on_maker_start = on_maker_start
         self._lead_s = lead_ms / 1000
@@ -144,8 +181,7 @@ class StreamPacer:
         self._stopping = False
         self._prompt: str | None = None
         self._prepare: deque[str] = deque(maxlen=4)
-        self._muted_turn = 0
-        self._fading_turn = 0
+        self._muting = Muting()
         self._threads: list[threading.Thread] = []
         self._chunk_s: deque[float] = deque(maxlen=HISTORY_CHUNKS)
         self._late = 0
@@ -186,9 +222,7 @@ class StreamPacer:
 
     def mute(self, turn_id: int) -> None:
         """Silence what is on its way of turn ``turn_id`` and of those before it."""
-        with self._wake:
-            if turn_id > self._muted_turn:
-                self._muted_turn = self._fading_turn = turn_id
+        self._muting.mute(turn_id)
 
     def figures(self) -> Mapping[str, object]:
         """Counters and chunk times in ms, for diagnostics."""
@@ -249,19 +283,31 @@ class StreamPacer:
 
     # The pacer ------------------------------------------------------------------------------
 
+    def _pace_s(self) -> float:
+        """The clock that sets the pace, seconds."""
+        return self._now_ns() / 1e9 if self._simulated else time.monotonic()
+
     def _pace(self) -> None:
         with self._wake:
             self._wake.wait_for(lambda: self._stopping or bool(self._ready))
             if self._stopping:
                 return
-        origin_s = time.monotonic() + self._lead_s
+        origin_s = self._pace_s() + self._lead_s
         clock = MediaClock(self._now_ns() + int(self._lead_s * 1e9))
         frames_due: deque[tuple[float, NDArray[np.uint8], int]] = deque()
         previous: Slot | None = None
         index = 0
         while True:
             slot_s = origin_s + index * CHUNK_MS / 1000
-            now_s = time.monotonic()
+            now_s = self._pace_s()
+            if abs(now_s - slot_s) > CLOCK_JUMP_S:
+                self._complain('clock_jump', f'slot {index} was due {now_s - slot_s:+.1f} s ago: '
+                               f'the clock was set or the process was stopped; the time line goes '
+                               f'on from now')
+                origin_s += now_s + self._lead_s - slot_s
+                slot_s = now_s + self._lead_s
+                clock = MediaClock(self._now_ns() + int(self._lead_s * 1e9) - index * CHUNK_NS)
+                frames_due.clear()
             if frames_due and frames_due[0][0] <= now_s:
                 _, frame, stamp_ns = frames_due.popleft()
                 self._call(self._emit_frame, frame, stamp_ns)
@@ -280,11 +326,13 @@ class StreamPacer:
                     next_s = slot_s + self._budget_s if due else slot_s - self._lead_s
                     if frames_due:
                         next_s = min(next_s, frames_due[0][0])
-                    self._wake.wait(max(next_s - now_s, 0.0005))
+                    wait_s = max(next_s - now_s, 0.0005)
+                    self._wake.wait(min(wait_s, SIMULATED_WAIT_S) if self._simulated else wait_s)
                     continue
             stamp_ns = clock.chunk_stamp_ns(index)
             if made is not None:
-                slot = Slot(index, stamp_ns, made.chunk.frames, self._audible(made),
+                slot = Slot(index, stamp_ns, made.chunk.frames,
+                            self._muting.audible(made.chunk.audio, made.turn_id),
                             made.turn_id, made.last, made.chunk.prompt, False)
             else:
                 assert previous is not None
@@ -307,16 +355,6 @@ class StreamPacer:
                        f'smaller model or another backend (`avatar bench generator`)')
         return Slot(index, stamp_ns, held, np.zeros(CHUNK_SAMPLES, np.int16),
                     0, False, previous.prompt, True)
-
-    def _audible(self, made: _Made) -> NDArray[np.int16]:
-        with self._wake:
-            muted = 0 < made.turn_id <= self._muted_turn
-            fade = muted and made.turn_id == self._fading_turn
-            if fade:
-                self._fading_turn = 0
-        if not muted:
-            return made.chunk.audio
-        return fade_out(made.chunk.audio) if fade else np.zeros(CHUNK_SAMPLES, np.int16)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         try:

@@ -221,38 +221,50 @@ class PerceptionNode(AvatarNode):
         if isinstance(event, AudioGap):
             self.report('audio_gap', f'user/audio: {event}', WARN)
             return
-        message = UserPerception(
-            source='microphone', speaking=speaking, language=self.options.language,
-            confidence=math.nan, engagement=math.nan, distance_m=math.nan)
-        if isinstance(event, SpeechStarted):
-            message.event, stamp_ns = UserPerception.SPEECH_STARTED, event.stamp_ns
-        elif isinstance(event, SpeechEnded):
-            message.event, stamp_ns = UserPerception.SPEECH_ENDED, event.stamp_ns
+        if isinstance(event, SpeechEnded):
             self.diagnostics.count(f'ended_by_{event.reason}')
             self._note('voice_to_end_s', event.stamp_ns)
-        elif isinstance(event, Partial):
-            message.event, stamp_ns = UserPerception.PARTIAL, event.stamp_ns
-            message.text = event.text
-            message.speaking = not event.pause
-        elif isinstance(event, Final):
-            message.event, stamp_ns = UserPerception.FINAL, event.end_ns
-            message.text = event.text
-            message.confidence = float(event.confidence)
-            message.duration_s = (event.end_ns - event.start_ns) / 1e9
+        if isinstance(event, Final):
             self.diagnostics.values['recognition_s'] = event.recognition_s
             self.diagnostics.count('utterances')
             self._note('voice_to_words_s', event.end_ns)
             if event.error:
                 self.report('recognition', f'an utterance was not recognised: {event.error}')
-        message.header.stamp = to_time(max(stamp_ns, 0))
-        self._perception.publish(message)
-
+        self._perception.publish(perception_message(event, speaking, self.options.language))
 
     def _note(self, name: str, since_ns: int) -> None:
         """Show how long ago the user's voice ended, where the sound's stamps are of this clock."""
         seconds = (self.get_clock().now().nanoseconds - since_ns) / 1e9
         if 0.0 <= seconds <= 60.0:
             self.diagnostics.values[name] = round(seconds, 3)
+
+
+def perception_message(event: SpeechStarted | SpeechEnded | Partial | Final, speaking: bool,
+                       language: str) -> UserPerception:
+    """What was heard as a message.
+
+    Args:
+        event: what was heard.
+        speaking: whether the user is speaking now.
+        language: two-letter code.
+    """
+    message = UserPerception(source='microphone', speaking=speaking, language=language,
+                             confidence=math.nan, engagement=math.nan, distance_m=math.nan)
+    if isinstance(event, SpeechStarted):
+        message.event, stamp_ns = UserPerception.SPEECH_STARTED, event.stamp_ns
+    elif isinstance(event, SpeechEnded):
+        message.event, stamp_ns = UserPerception.SPEECH_ENDED, event.stamp_ns
+    elif isinstance(event, Partial):
+        message.event, stamp_ns = UserPerception.PARTIAL, event.stamp_ns
+        message.text = event.text
+        message.speaking = not event.pause
+    else:
+        message.event, stamp_ns = UserPerception.FINAL, event.end_ns
+        message.text = event.text
+        message.confidence = float(event.confidence)
+        message.duration_s = (event.end_ns - event.start_ns) / 1e9
+    message.header.stamp = to_time(max(stamp_ns, 0))
+    return message
 
 
 def main(args: list[str] | None = None) -> int:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import sys
 import threading
-import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from avatar_bringup.msg import AudioChunk, AvatarIntent, AvatarState, UserPerception
@@ -151,7 +151,9 @@ class ReasoningNode(AvatarNode):
                 llm_url=options.llm_url, llm_model=options.llm_model,
                 llm_timeout_s=options.llm_timeout_s, playout_s=options.playout_s,
                 greet=options.greet, react=options.react),
-            Callbacks(self._publish_state, self._publish_intent, self._complain, self._wake.set))
+            Callbacks(self._publish_state, self._publish_intent, self._complain, self._wake.set),
+            clock=self.seconds,
+            now=lambda: datetime.fromtimestamp(self._now().nanoseconds / 1e9))
 
     def _open_remote(self) -> Telepresence:
         return Telepresence(
@@ -245,16 +247,20 @@ class ReasoningNode(AvatarNode):
         self.report('reasoning', text, WARN)
 
     def _speak(self) -> None:
-        next_s = time.monotonic()
-        while not self._stopping.is_set():
-            if self._wake.wait(max(next_s - time.monotonic(), 0.0)):
+        next_s = self.seconds()
+        while True:
+            if self.wait_until(self._wake, next_s):
                 # A turn begins to sound: its time starts now, not with the next tick.
                 self._wake.clear()
-                next_s = time.monotonic()
+                next_s = self.seconds()
+            if self._stopping.is_set():
+                return
             next_s += CHUNK_S
-            if time.monotonic() > next_s:
-                # Held up for more than a chunk: pieces are spread over the coming time.
-                next_s = time.monotonic() + CHUNK_S
+            now_s = self.seconds()
+            if now_s > next_s or next_s - now_s > 2 * CHUNK_S:
+                # Held up for more than a chunk: pieces are spread over the coming time. Or the
+                # clock was set.
+                next_s = now_s + CHUNK_S
             try:
                 first = self._pass_on()
                 if first:

@@ -58,10 +58,13 @@ class Recorder:
         writer: an open bag.
         topics: message type by topic; relative names go below the node's namespace.
         listener: called with (topic as in ``topics``, CDR bytes, arrival in ns) after writing.
+        now_ns: clock of the arrivals, nanoseconds.
     """
 
     def __init__(self, node: Node, writer: BagWriter, topics: dict[str, str] | None = None,
-                 listener: Listener | None = None) -> None:
+                 listener: Listener | None = None,
+                 now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._now_ns = now_ns
         self._node = node
         self._writer = writer
         self._listener = listener
@@ -107,7 +110,7 @@ class Recorder:
         full = self._names[name]
 
         def take(data: bytes) -> None:
-            now_ns = time.time_ns()
+            now_ns = self._now_ns()
             self._writer.write(full, now_ns, data)
             if self._listener:
                 self._listener(name, data, now_ns)

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,7 +75,7 @@ class ModuleOptions:
         greet_again_s: a person who was away for less is not greeted again.
         react: whether it mirrors smiles, nods at pauses and meets eyes, see `Attention`.
         draft: whether answers are drafted while the user pauses.
-        seed: of the order of replies, None for a different one each time.
+        seed: of the order of replies and of the voice, None for a different one each time.
         cycle: time-outs.
     """
 
@@ -261,15 +262,23 @@ class ReasoningModule:
         self._base: State | None = None
         self._shown: State | None = None
         self._closing = False
+        self._busy = False
         self._worker: threading.Thread | None = None
         self._counts = {'turns': 0, 'interruptions': 0, 'voice_failures': 0, 'underruns': 0,
                         'drafts': 0, 'drafts_used': 0}
         self._latencies_s: dict[str, deque[float]] = {}
 
     @classmethod
-    def open(cls, options: ModuleOptions | None = None,
-             callbacks: Callbacks | None = None) -> ReasoningModule:
+    def open(cls, options: ModuleOptions | None = None, callbacks: Callbacks | None = None,
+             clock: Callable[[], float] = time.monotonic,
+             now: Callable[[], datetime] = datetime.now) -> ReasoningModule:
         """The module as it is configured: persona, text encoder, voice, language model.
+
+        Args:
+            options: see `ModuleOptions`.
+            callbacks: whom to tell.
+            clock: seconds; all time-outs are on it.
+            now: the time of day that is told to who asks for it.
 
         Raises:
             PersonaError: on a mistake in the persona file.
@@ -278,7 +287,7 @@ class ReasoningModule:
             ValueError: on an option that is not usable.
         """
         options = options or ModuleOptions()
-        reasoner: Reasoner = open_embedded(options.persona, options.seed)
+        reasoner: Reasoner = open_embedded(options.persona, options.seed, now)
         if options.reasoner == 'llm':
             from interactive_avatar.reasoning.llm import LlmOptions, LlmReasoner
             reasoner = LlmReasoner(
@@ -286,8 +295,8 @@ class ReasoningModule:
                 reasoner)
         elif options.reasoner != 'embedded':
             raise ValueError(f'reasoner {options.reasoner!r} is unknown; use embedded or llm')
-        voice = open_voice(options.voice, options.voice_model, options.voice_speed)
-        return cls(reasoner, voice, callbacks, options)
+        voice = open_voice(options.voice, options.voice_model, options.voice_speed, options.seed)
+        return cls(reasoner, voice, callbacks, options, clock)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -457,6 +466,24 @@ class ReasoningModule:
             self._wish(self._attention.tick())
             self._show()
 
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to be thought of or synthesised, on the wall's clock.
+
+        For a replay that gives the module its time step by step: within a step everything that
+        follows from what was heard is done, however slow the machine is.
+
+        Returns:
+            False if there was still work at the time-out.
+        """
+        def settled() -> bool:
+            speech = self._speech
+            return not (self._busy or self._question or self._to_say or self._impulse
+                        or self._to_draft) and (
+                speech is None or speech.complete)
+
+        with self._lock:
+            return self._work.wait_for(settled, timeout_s)
+
     @property
     def state(self) -> State:
         """The state as last published."""
@@ -562,6 +589,8 @@ class ReasoningModule:
     def _run(self) -> None:
         while True:
             with self._lock:
+                self._busy = False
+                self._work.notify_all()
                 while not (self._closing or self._question or self._to_say or self._impulse
                            or self._to_draft):
                     self._work.wait()
@@ -573,6 +602,7 @@ class ReasoningModule:
                 if begun is None and question is None:
                     # Drafting comes first: whoever speaks is not to be greeted just now.
                     self._impulse = impulse if draft else None
+                self._busy = True
             try:
                 if begun is not None:
                     self._say(begun)
@@ -694,8 +724,8 @@ class ReasoningModule:
                 self._callbacks.on_warning(f'the answer breaks off: {speech.failure}')
 
 
-def open_embedded(persona: str | Path = DEFAULT_PERSONA, seed: int | None = None
-                  ) -> EmbeddedReasoner:
+def open_embedded(persona: str | Path = DEFAULT_PERSONA, seed: int | None = None,
+                  now: Callable[[], datetime] = datetime.now) -> EmbeddedReasoner:
     """The embedded reasoner on the installed text encoder.
 
     Raises:
@@ -705,4 +735,4 @@ def open_embedded(persona: str | Path = DEFAULT_PERSONA, seed: int | None = None
     # Here, so that the cycle and the voice can be used without the encoder's packages.
     from interactive_avatar.generator.text import TextEncoder
     return EmbeddedReasoner(load_persona(persona), TextEncoder.load().sentence,
-                            cache_folder(), seed=seed)
+                            cache_folder(), now=now, seed=seed)

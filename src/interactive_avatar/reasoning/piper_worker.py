@@ -3,7 +3,8 @@
 
 Piper is GPL-3, so it is kept in a process of its own that shares nothing with the avatar but two
 pipes. Run by `interactive_avatar.reasoning.voice`, as
-`python -m interactive_avatar.reasoning.piper_worker MODEL CONFIG`.
+`python -m interactive_avatar.reasoning.piper_worker MODEL CONFIG [SEED]`. With a seed the same
+sentences in the same order sound the same, sample for sample.
 
 Input, one line each: `{"id": 7, "text": "Hello.", "speed": 1.0}`. Output: frames of
 `FRAME_HEADER` (id, kind, sample rate in Hz, bytes that follow) and that many bytes: S16LE mono
@@ -42,6 +43,9 @@ def main() -> int:
         import onnxruntime
         from piper import PiperVoice, SynthesisConfig
         from piper.config import PiperConfig
+        if len(sys.argv) > 3:
+            # The voice draws its rhythm and timbre at random; read when the session is made.
+            onnxruntime.set_seed(int(sys.argv[3]))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = _THREADS
         options.inter_op_num_threads = 1

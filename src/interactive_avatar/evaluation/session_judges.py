@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the independent judges see in a recorded session: lips, blinks, identity, sync."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interactive_avatar.evaluation import judges, metrics
+from interactive_avatar.evaluation.bag import NS_PER_S, Recording
+from interactive_avatar.evaluation.session import (
+    Analysis,
+    levels_dbfs,
+    resting_mask,
+    speaking_mask,
+)
+from interactive_avatar.media.clock import FRAME_NS
+
+IDENTITY_PERIOD_S = 1.0
+Series = NDArray[np.float64]
+
+
+def loudness_at(recording: Recording, stamps_ns: NDArray[np.int64]) -> Series:
+    """Level of the avatar's sound at each picture, dBFS float64 [n]; NaN where there is none."""
+    stamps, levels = levels_dbfs(recording.audio)
+    if not stamps.size:
+        return np.full(stamps_ns.size, np.nan)
+    at = np.clip(np.searchsorted(stamps, stamps_ns, side='right') - 1, 0, stamps.size - 1)
+    near = np.abs(stamps[at] - stamps_ns) <= FRAME_NS
+    return np.where(near, levels[at], np.nan)
+
+
+def blinks_per_minute(opening: Series, seconds: Series) -> float:
+    """Blinks: falls of the eye opening below 60 % of its median, per minute.
+
+    Source: the eye aspect ratio of Soukupova and Cech (2016) with a threshold relative to the
+    face's own median.
+
+    Args:
+        opening: float64 [n], NaN where there is no face.
+        seconds: float64 [n], stream time.
+    """
+    known = opening[np.isfinite(opening)]
+    if known.size < metrics.MIN_COMMON_FRAMES or seconds[-1] <= seconds[0]:
+        return float('nan')
+    closed = np.nan_to_num(opening, nan=np.inf) < 0.6 * np.median(known)
+    starts = int((closed[1:] & ~closed[:-1]).sum())
+    return 60.0 * starts / float(seconds[-1] - seconds[0])
+
+
+def _lips(recording: Recording, stamps: NDArray[np.int64], gap: Series, opening: Series
+          ) -> dict[str, float]:
+    seconds = (stamps - stamps[0]) / NS_PER_S
+    speaking = speaking_mask(recording, stamps)
+    # Rest and speech only: gestures open mouths on purpose.
+    chosen = speaking | resting_mask(recording, stamps)
+    figures = {
+        'frames_with_face': float(np.isfinite(gap).mean()),
+        'lip_motion_at_rest_to_speech': metrics.motion_ratio(
+            np.where(chosen, gap, np.nan), speaking),
+        'lip_gap_at_rest': metrics.percentiles(gap[chosen & ~speaking])['p50'],
+        'lip_gap_in_speech_p95': metrics.percentiles(gap[speaking])['p95'],
+        'blinks_per_minute': blinks_per_minute(opening, seconds)}
+    # In speech alone, so that silence against speech does not make up the correlation.
+    spoken = np.where(speaking, gap, np.nan)
+    if gap.size > 2 * metrics.MAX_LAG_FRAMES:
+        fit = metrics.lip_fit(spoken, loudness_at(recording, stamps))
+        figures |= {'lip_gap_to_loudness': fit.correlation,
+                    'lip_gap_to_loudness_lag_ms': fit.lag_ms}
+    return figures
+
+
+def judge_session(analysis: Analysis, say: Callable[[str], None] = lambda _: None
+                  ) -> dict[str, Any]:
+    """Ask the judges about a session.
+
+    Args:
+        analysis: of a session with pictures; its ``series`` gets ``lip_gap`` and ``eye_opening``
+            [pictures], ``identity_s`` and ``identity_distance`` [seconds].
+        say: called with each line of progress.
+
+    Returns:
+        Figures by name, None where nothing could be measured.
+
+    Raises:
+        judges.JudgeMissing: if no judge is installed.
+    """
+    recording = analysis.recording
+    pictures = sorted({p.stamp_ns: p for p in recording.pictures}.values(),
+                      key=lambda picture: picture.stamp_ns)
+    stamps = np.array([picture.stamp_ns for picture in pictures], np.int64)
+    seconds = (stamps - stamps[0]) / NS_PER_S
+    result: dict[str, Any] = {}
+    missing = []
+    try:
+        with judges.MeshJudge() as mesh:
+            say('asking the face mesh')
+            track = mesh.track(picture.decode() for picture in pictures)
+        analysis.series |= {'lip_gap': track.lip_gap, 'eye_opening': track.eye_opening}
+        result |= _lips(recording, stamps, track.lip_gap, track.eye_opening)
+    except judges.JudgeMissing as error:
+        missing.append(str(error))
+    try:
+        identity = judges.IdentityJudge()
+        say('asking the identity judge')
+        every = max(1, round(IDENTITY_PERIOD_S * len(pictures) / max(seconds[-1], 1.0)))
+        embeddings = identity.embed_all(picture.decode() for picture in pictures[::every])
+        known = embeddings[np.isfinite(embeddings[:, 0])]
+        if len(known):
+            distance = metrics.identity_distance(embeddings, known[:3].mean(axis=0))
+            slope = metrics.slope_per_minute(seconds[::every], distance)
+            analysis.series |= {'identity_s': seconds[::every], 'identity_distance': distance}
+            result |= {'identity_distance_median': float(np.nanmedian(distance)),
+                       'identity_distance_worst': float(np.nanmax(distance)),
+                       'identity_slope_per_minute': slope.per_minute,
+                       'identity_slope_standard_error': slope.standard_error}
+    except judges.JudgeMissing as error:
+        missing.append(str(error))
+    if len(missing) == 2:
+        raise judges.JudgeMissing('; '.join(missing))
+    return {key: round(value, 4) if np.isfinite(value) else None for key, value in result.items()}
