@@ -24,7 +24,7 @@ from interactive_avatar.reasoning.turn import check_turn
 pytestmark = pytest.mark.slow
 START_TIMEOUT_S = 60.0
 # A model of 135 M parameters on two cores that others use as well.
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 @pytest.fixture(scope='module')
