@@ -152,10 +152,11 @@ def test_a_server_that_is_not_there_is_left_alone_for_a_while(
 
 
 def test_a_server_without_schemas_is_asked_without(server: Server, llm: LlmReasoner) -> None:
-    server.answers = ['no schema', 'no schema', GOOD]
+    server.answers = ['no schema', 'no schema', 'no schema', GOOD]
     assert llm.reason('a hat', Memory()).reasoner == 'llm'
     llm.reason('a hat', Memory())
-    assert ['response_format' in request for request in server.requests] == [True, False, False]
+    assert [request.get('response_format', {}).get('type') for request in server.requests] == [
+        'json_schema', 'json_object', None, None]
 
 
 def test_the_key_comes_from_the_environment_and_is_not_logged(

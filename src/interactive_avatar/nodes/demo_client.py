@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,11 +293,11 @@ def run(args: argparse.Namespace) -> int:
                 until_sound_s = follows.get('interrupts')
                 tell('say', index=index, name=entry['name'], text=entry['text'])
                 if entry.get('typed'):
-                    row = user.type(lambda text=entry['text']: keyboard.publish(
-                        message_class('std_msgs/msg/String')(data=text)), until_sound_s)
+                    row = user.type(partial(keyboard.publish, message_class(
+                        'std_msgs/msg/String')(data=entry['text'])), until_sound_s)
                 elif 'presence' in entry:
-                    row = user.type(lambda there=entry['presence']: eyes.publish(
-                        message_class('avatar_bringup/msg/UserPerception')(face_present=there)),
+                    row = user.type(partial(eyes.publish, message_class(
+                        'avatar_bringup/msg/UserPerception')(face_present=entry['presence'])),
                         until_sound_s)
                 else:
                     row = user.say(read_wav(args.utterances / f'{entry["name"]}.wav'),

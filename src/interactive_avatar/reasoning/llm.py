@@ -134,7 +134,8 @@ class LlmReasoner:
         self._intents = tuple(persona.intents) if persona is not None else INTENTS
         self._clock = clock
         self._failed_s: float | None = None
-        self._plain = False
+        # Which way of asking for the schema the server takes.
+        self._form = 0
         self.last_problem = ''
         self.counts = {'llm_answers': 0, 'llm_repairs': 0, 'llm_fallbacks': 0}
 
@@ -257,16 +258,23 @@ class LlmReasoner:
         request: dict[str, Any] = {
             'model': self.options.model, 'messages': messages, 'stream': True,
             'temperature': self.options.temperature, 'max_tokens': self.options.max_tokens}
-        if not self._plain:
-            request['response_format'] = {'type': 'json_schema', 'json_schema': {
-                'name': 'turn', 'strict': True, 'schema': answer_schema(self._intents)}}
-        try:
-            return self._stream(request, deadline_s, cancelled)
-        except _NoSchema:
+        schema = answer_schema(self._intents)
+        forms: tuple[dict[str, Any] | None, ...] = (
+            {'type': 'json_schema',
+             'json_schema': {'name': 'turn', 'strict': True, 'schema': schema}},
+            # llama-cpp-python's own server.
+            {'type': 'json_object', 'schema': schema},
             # An older server: the rules in the prompt must do.
-            self._plain = True
+            None)
+        while True:
+            form = forms[self._form]
             request.pop('response_format', None)
-            return self._stream(request, deadline_s, cancelled)
+            if form is not None:
+                request['response_format'] = form
+            try:
+                return self._stream(request, deadline_s, cancelled)
+            except _NoSchema:
+                self._form += 1
 
     def _stream(self, request: dict[str, Any], deadline_s: float,
                 cancelled: Callable[[], bool]) -> str:
@@ -299,12 +307,14 @@ class LlmReasoner:
             connection.request('POST', f'{parts.path.rstrip("/")}/chat/completions',
                                json.dumps(request).encode(), headers)
             response = connection.getresponse()
-            if response.status == 400 and 'response_format' in request:
-                raise _NoSchema
             if response.status != 200:
-                detail = response.read(300).decode(errors='replace')
+                detail = response.read(2000).decode(errors='replace')
+                # Some servers call a field that they do not know an error of their own.
+                if 'response_format' in request and (
+                        response.status in (400, 422) or 'response_format' in detail):
+                    raise _NoSchema
                 raise LlmError(f'the server answered {response.status} {response.reason}: '
-                               f'{_without(detail, key)}')
+                               f'{_without(detail[:300], key)}')
             for piece in self._pieces(wire, response, deadline_s, cancelled):
                 pieces.append(piece)
                 length += len(piece)
