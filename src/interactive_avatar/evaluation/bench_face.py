@@ -302,16 +302,16 @@ def _clips(renderer: Renderer, options: Options) -> dict[str, Any]:
             present += sum(face is not None for face in known)
             pictures += len(known)
             acted = [face for face in mains[int((ACT_AT_S + 0.6) * RATE_HZ):] if face is not None]
-            looking += bool(acted) and np.mean([face.looking for face in acted]) > 0.5
+            looking += _mostly([face.looking for face in acted])
             gestures = [face.gesture for face in mains if face is not None and face.gesture]
             expressions = [face.expression for face in acted]
             wanted = GESTURE_OF.get(kind, '')
             if wanted:
                 hits += wanted in gestures
             elif kind in ('smile', 'frown', 'surprise'):
-                hits += bool(expressions) and np.mean([name == kind for name in expressions]) > .5
+                hits += _mostly([name == kind for name in expressions])
             elif kind == 'look away':
-                hits += bool(acted) and np.mean([not face.looking for face in acted]) > .5
+                hits += _mostly([not face.looking for face in acted])
             wrong_gestures += any(gesture != wanted for gesture in gestures)
             # A second, not a picture, of what is not there is a mistake.
             wrong_expressions += max((_longest(expressions, name)
@@ -325,6 +325,11 @@ def _clips(renderer: Renderer, options: Options) -> dict[str, Any]:
     tracker.close()
     return {'clips': result, 'cpu_ms_per_picture': 1000.0 * cpu_s / updates,
             'cpu_share_at_10_hz': cpu_s / updates * RATE_HZ, 'pictures_timed': updates}
+
+
+def _mostly(values: list[bool]) -> bool:
+    """Whether more than half are true; False of none."""
+    return 2 * sum(values) > len(values)
 
 
 def _longest(names: list[str], name: str) -> int:

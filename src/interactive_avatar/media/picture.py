@@ -152,7 +152,7 @@ def picture_from_bytes(data: Buffer, height: int, width: int, step: int, encodin
     if channels == 2 and width % 2:
         raise PictureError(f'a {encoding} picture has {width} pixels a row, two share their '
                            f'colour: send an even number')
-    flat = np.frombuffer(data, np.uint8)
+    flat = np.frombuffer(memoryview(data), np.uint8)
     if size >= step * height:
         rows = flat[:step * height].reshape(height, step)[:, :width * channels]
     else:
