@@ -90,7 +90,7 @@ def act(item: HeldOut, player: Player, mesh: MeshJudge, trials: Sequence[Trial],
         The outcomes; a strip of each trial lies in the folder as ``.npz``.
     """
     gauges, wears = gauge.load()
-    notes = folder / f'actions_{item.name}_{player.key}.json'
+    notes = folder / f'actions_{item.name}_{player.key}_{gauge.version()}.json'
     known: dict[str, Any] = json.loads(notes.read_text()) if notes.exists() else {}
     wanted = [(trial, variant) for trial in trials for variant in variants
               if f'{trial.name}/{variant}' not in known]
@@ -110,15 +110,16 @@ def act(item: HeldOut, player: Player, mesh: MeshJudge, trials: Sequence[Trial],
             worn = {name: wears.track(frames, watched.landmarks, name)
                     for name in needs_objects(trial)}
             measures = trial_measures(watched, rest, worn)
-            done = carried_out(trial, measures, gauges[trial.name])
             known[f'{trial.name}/{variant}'] = {
-                'done': done, 'measures': {name: round(value, 4) if np.isfinite(value) else None
-                                           for name, value in measures.items()}}
+                name: round(value, 5) if np.isfinite(value) else None
+                for name, value in measures.items()}
             np.savez_compressed(strip_path(folder, player, item.name, trial.name, variant),
                                 strip=frames[list(STRIP_FRAMES)])
             notes.write_text(json.dumps(known))
-    return [Outcome(item.name, trial.name, variant, known[f'{trial.name}/{variant}']['done'])
-            for trial in trials for variant in variants]
+    return [Outcome(item.name, trial.name, variant, carried_out(
+        trial, {name: np.nan if value is None else value
+                for name, value in known[f'{trial.name}/{variant}'].items()},
+        gauges[trial.name])) for trial in trials for variant in variants]
 
 
 def strip_path(folder: Path, player: Player, person: str, trial: str, variant: int) -> Path:

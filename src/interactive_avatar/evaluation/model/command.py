@@ -325,5 +325,8 @@ def evaluate_model(args: argparse.Namespace) -> int:
     page = write_report(plan, setup, results, rows, command, key)
     print(f'{setup.name}\n')
     print(table(HEAD, [cells(row) for row in rows]))
+    for result in results.values():
+        if result.detail.get('note'):
+            print(f'\n{result.title}: {result.detail["note"]}')
     print(f'\n{page}')
     return 0

@@ -33,11 +33,12 @@ def measure(reference: NDArray[np.uint8], player: Player, chunks: int) -> Result
     means = blocks.mean(axis=1) / CHUNK_MS
     figure = bootstrap(lambda index: float(means[index].mean()), len(means), 'blocks of 4 s')
     cores = len(os.sched_getaffinity(0))
-    note = '' if load < 1.0 else (f' The machine was busy before this began (load {load:.1f}): '
+    note = '' if load < 1.0 else (f'The machine was busy before this began (load {load:.1f}): '
                                   f'measure again on a quiet one.')
     return Result(
         'Cost', f'Time per chunk over {CHUNK_MS} ms, {chunks} chunks of conversation with prompt '
-        f'switches, {cores} cores, backend {player.setup.backend}.{note}',
+        f'switches, {cores} cores, backend {player.setup.backend}. {note}',
         [Row.at_most('cost: real-time factor', figure, RTF_AIM)],
-        {'load_before': load, 'cores': cores, 'p50_ms': float(np.percentile(step_ms, 50)),
+        {'note': note, 'load_before': load, 'cores': cores,
+         'p50_ms': float(np.percentile(step_ms, 50)),
          'p99_ms': float(np.percentile(step_ms, 99))})

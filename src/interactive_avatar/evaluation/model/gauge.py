@@ -10,6 +10,7 @@ The result, `judges.npz`, ships with the package.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import sys
 from dataclasses import replace
@@ -239,6 +240,12 @@ def load(path: Path = JUDGES) -> tuple[dict[str, Gauge], ObjectJudge]:
             {name: data[f'means/{name}'] for name in OBJECTS},
             {name: data[f'scales/{name}'] for name in OBJECTS},
             {name: float(data[f'accuracy/{name}']) for name in OBJECTS}, int(data['pictures']))
+
+
+@cache
+def version(path: Path = JUDGES) -> str:
+    """Short hash of the fitted judges: findings of other judges are not mixed with theirs."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:6]
 
 
 def _spread(people: list[int], count: int) -> list[int]:

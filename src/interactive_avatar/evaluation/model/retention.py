@@ -195,7 +195,8 @@ def measure(items: Sequence[HeldOut], player: Player, times: Timeline, folder: P
     with MeshJudge() as mesh:
         for number, item in enumerate(items):
             for name in OBJECTS:
-                stem = f'kept_{item.name}_{name}_{times.still_s:g}_{player.key}'
+                stem = (f'kept_{item.name}_{name}_{times.still_s:g}_{player.key}_'
+                        f'{gauge.version()}')
                 notes, strip = folder / f'{stem}.json', folder / f'{stem}.npz'
                 if not notes.exists():
                     kept, moments = story(item, name, player, mesh, times, number)
