@@ -159,14 +159,19 @@ class GeneratorConfig:
         Raises:
             ValueError: on an unknown key, naming it, or on another format version.
         """
-        config: GeneratorConfig = _build(cls, json.loads(text), 'config')
+        config: GeneratorConfig = build_config(cls, json.loads(text), 'config')
         if config.format_version != cls.format_version:
             raise ValueError(f'model format {config.format_version} is not supported by this '
                              f'version (format {cls.format_version}); export the model again')
         return config
 
 
-def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+def build_config(kind: Any, values: dict[str, Any], where: str) -> Any:
+    """An instance of the dataclass ``kind`` from what JSON gave; nested dataclasses and tuples too.
+
+    Raises:
+        ValueError: on an unknown key, naming it and where it stands.
+    """
     hints = get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = set(values) - known
@@ -176,7 +181,7 @@ def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
-            built[name] = _build(hint, value, f'{where}.{name}')
+            built[name] = build_config(hint, value, f'{where}.{name}')
         else:
             built[name] = tuple(value) if isinstance(value, list) else value
     return kind(**built)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers in 8-bit floats (E4M3) for GPUs that multiply them: Ada, Hopper, Blackwell.
+
+Weights have one scale per output row, activations one per token, found as they come; products are
+summed in wider floats by the tensor cores (torch._scaled_mm).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+E4M3_MAX = 448.0
+MIN_COMPUTE_CAPABILITY = (8, 9)
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., width] -> float8_e4m3fn of the same shape and float32 scales [..., 1]."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / E4M3_MAX
+    return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer with E4M3 weights, from an existing one."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = quantise(linear.weight.detach())
+        self.register_buffer('weight', weight.contiguous())
+        self.register_buffer('scale', scale.contiguous())
+        self.register_buffer('bias', None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cuda:  # the same arithmetic where there is no 8-bit product
+            small, scale = quantise(x)
+            wide = (small.float() * scale).to(x.dtype)
+            return F.linear(wide, (self.weight.float() * self.scale).to(x.dtype), self.bias)
+        small, scale = quantise(x.flatten(0, -2))
+        y = torch._scaled_mm(small, self.weight.t(), scale_a=scale, scale_b=self.scale.t(),
+                             bias=self.bias, out_dtype=x.dtype, use_fast_accum=True)
+        return y.view(*x.shape[:-1], -1)
+
+
+def quantise_linears(module: nn.Module, names: tuple[str, ...]) -> int:
+    """Replace the linear layers called ``names`` anywhere below ``module``; returns how many."""
+    count = 0
+    for child in list(module.modules()):
+        for name in names:
+            linear = getattr(child, name, None)
+            if isinstance(linear, nn.Linear):
+                setattr(child, name, Fp8Linear(linear))
+                count += 1
+    return count
+
+
+def supported(device: torch.device) -> bool:
+    """Whether the device multiplies 8-bit floats."""
+    return (device.type == 'cuda'
+            and torch.cuda.get_device_capability(device) >= MIN_COMPUTE_CAPABILITY)
