@@ -21,6 +21,7 @@ from interactive_avatar.generator.model import ModelError
 from interactive_avatar.generator.wan import fp8
 from interactive_avatar.generator.wan.cache import Entry, WanCache
 from interactive_avatar.generator.wan.config import WanConfig
+from interactive_avatar.generator.wan.light import LightDecoder
 from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.generator.wan.runner import FP8_LINEARS, BlockRunner, capture
 from interactive_avatar.generator.wan.vae import DecoderState, StreamingDecoder
@@ -87,7 +88,7 @@ def required_bytes(config: WanConfig, precision: str = 'bf16') -> dict[str, int]
     n, memory, wide = config.network, config.memory, 4 if precision == 'float32' else 2
     weights = parameter_count(config) * wide
     if precision == 'fp8':
-        block = 4 * n.width * n.width + 2 * n.width * n.ffn_width + 3 * n.width * n.width
+        block = 8 * n.width * n.width + 2 * n.width * n.ffn_width
         weights -= n.layers * block
     per_token = 2 * n.layers * n.width * wide
     frames = (1 + memory.adjacent) * config.frame_tokens
@@ -149,7 +150,7 @@ class WanBackend:
 
     name = 'torch'
 
-    def __init__(self, network: WanTransformer, decoder: StreamingDecoder, options: Options,
+    def __init__(self, network: WanTransformer, decoder: StreamingDecoder | LightDecoder, options: Options,
                  encode_picture: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
                  ) -> None:
         self.options = options = options.resolved()
@@ -162,6 +163,9 @@ class WanBackend:
         if options.precision == 'fp8':
             fp8.quantise_linears(self.network.blocks, FP8_LINEARS)
         self.runner = BlockRunner(self.network, bool(options.compiled), bool(options.graphs))
+        if self.device.type == 'cuda':
+            # Shapes never change; the search for kernels pays at once.
+            torch.backends.cudnn.benchmark = True
         self.decoder = decoder.to(self.decode_device, dtype).eval().requires_grad_(False)
         if self.decode_device.type == 'cuda':
             self.decoder.fuse()
@@ -252,7 +256,6 @@ class WanBackend:
         reference = cache.take('reference', 0)
         if self._reference is None:
             self._reference = reference
-            self.runner._level(0.0)  # made outside of the graph, which reads it
         else:
             for own, given in zip(self._reference, reference, strict=True):
                 own.copy_(given)
@@ -313,7 +316,8 @@ class WanBackend:
         made.record(torch.cuda.current_stream(self.device))
         with torch.cuda.device(self.decode_device), torch.cuda.stream(self._decode_stream):
             self._decode_stream.wait_event(made)
-            latents.record_stream(self._decode_stream)
+            if self.decode_device == self.device:
+                latents.record_stream(self._decode_stream)
             frames = self._decode(latents.to(self.decode_device, non_blocking=True), state)
             host = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=True)
             host.copy_(frames, non_blocking=True)

@@ -7,6 +7,8 @@ summed in wider floats by the tensor cores (torch._scaled_mm).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +36,14 @@ class Fp8Linear(nn.Module):
         self.register_buffer('weight', weight.contiguous())
         self.register_buffer('scale', scale.contiguous())
         self.register_buffer('bias', None if linear.bias is None else linear.bias.detach())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # Moves with its module, but keeps its types when that is cast.
+        weight, scale = self.weight, self.scale
+        super()._apply(fn, recurse)
+        self.weight, self.scale = (kept.to(now.device) for kept, now in (
+            (weight, self.weight), (scale, self.scale)))
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_cuda:  # the same arithmetic where there is no 8-bit product

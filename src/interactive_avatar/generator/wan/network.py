@@ -223,6 +223,7 @@ class WanTransformer(nn.Module):
         self.head_modulation = nn.Parameter(torch.randn(2, n.width) * n.width ** -0.5)
         self.audio_projector = (AudioProjector(config.audio, 4) if config.audio.enabled else None)
         self.compressor = WanMemoryCompressor(config)
+        self._tables: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
         self.start_additions()
 
     def start_additions(self) -> None:
@@ -239,6 +240,15 @@ class WanTransformer(nn.Module):
     def layers(self) -> list[Block]:
         """`blocks`, typed."""
         return cast(list[Block], list(self.blocks))
+
+    def table(self, name: str, device: torch.device,
+              make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """A table of positions on a device, made once (a CUDA graph may not copy from the host)."""
+        key = (name, str(device))
+        if key not in self._tables:
+            cos, sin = make()
+            self._tables[key] = (cos.to(device), sin.to(device))
+        return self._tables[key]
 
     # In and out -----------------------------------------------------------------------------
 

@@ -29,9 +29,10 @@ from interactive_avatar.generator.wan.rope import (
     frame_slots_table,
     rotate,
 )
+from interactive_avatar.generator.wan.window import still_layers
 
-FP8_LINEARS = ('qkv', 'o', 'up', 'down')
-"""Layers of a block that run in 8 bits with precision fp8: all of it but the queries."""
+FP8_LINEARS = ('qkv', 'q', 'o', 'up', 'down')
+"""Layers of a block that run in 8 bits with precision fp8: all that run every step."""
 
 
 def open_layer(block: Block, x: Tensor, m: Tensor, cos: Tensor, sin: Tensor, raw: Tensor,
@@ -98,9 +99,7 @@ class BlockRunner:
                              for _ in range(2)) if c.audio.enabled else None)
         self._tables = {name: tuple(t.to(self.device) for t in table) for name, table in (
             ('own', chunk_table(n, range(c.chunk_latents), c.grid_side, c.grid_side)),
-            ('frames', frame_slots_table(c)), ('entries', entry_slots_table(c)),
-            ('frame', chunk_table(n, [0], c.grid_side, c.grid_side)),
-            ('entry', entry_slots_table(c, 0.0)))}
+            ('frames', frame_slots_table(c)), ('entries', entry_slots_table(c)))}
         self._x = torch.zeros((1, c.chunk_latents, *c.latent_shape), device=self.device)
         self._embedded = torch.zeros((1, 1, n.width), device=self.device)
         self._m = torch.zeros((n.layers, 1, 6, 1, 1, n.width), device=self.device)
@@ -223,30 +222,11 @@ class BlockRunner:
             tokens: [1, n, width], embedded. text: of the empty prompt, as in `condition`.
             reference: the reference's, for a memory entry, which attends to it too.
         """
-        network = self.network
-        _, modulation = self._level(0.0)
-        cos, sin = self._tables['frame' if reference is None else 'entry']
-        first, before = self._tables['frames'], None
-        x, keys, values = tokens[:, None], [], []
-        for i, block in enumerate(network.layers):
-            if reference is not None:
-                count = reference[0].shape[1]
-                before = (rotate(reference[0][i][None], first[0][:count], first[1][:count]),
-                          reference[1][i][None])
-
-            def self_attention(_: int, q: Tensor, k: Tensor, v: Tensor,
-                               before: KeysValues | None = before
-                               ) -> tuple[Tensor, Tensor | None]:
-                keys.append(k[0])
-                values.append(v[0])
-                turned = rotate(k, cos, sin)
-                if before is not None:
-                    turned, v = torch.cat([before[0], turned], 1), torch.cat([before[1], v], 1)
-                return attend(rotate(q, cos, sin), turned, v), None
-
-            x = network.layer(i, x, modulation[i], self_attention, (text[0][i], text[1][i]), None)
-            del block
-        return torch.stack(keys), torch.stack(values)
+        pairs = still_layers(
+            self.network, tokens, [(k, v) for k, v in zip(*text, strict=True)],
+            None if reference is None else [
+                (k[None], v[None]) for k, v in zip(*reference, strict=True)])
+        return torch.stack([k[0] for k, _ in pairs]), torch.stack([v[0] for _, v in pairs])
 
     # Choice of attention kernel -------------------------------------------------------------
 

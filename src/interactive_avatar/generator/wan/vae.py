@@ -124,6 +124,15 @@ class CausalConv(nn.Module):
         nn.init.normal_(self.weight, std=(channels * time_taps * space * space) ** -0.5)
         self.method = 'conv3d'
         self._flat: Tensor | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.forget()
+        return super()._apply(fn, recurse)
+
+    def forget(self) -> None:
+        """Drop the laid-out weights; they are made again from those that are now there."""
+        self._flat = None
 
     def prepare(self) -> None:
         """Lay the weights out for the chosen method; call after loading and moving."""

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from wan_tiny import random_network, relative
+
+from interactive_avatar.generator.wan.cache import WanCache
+from interactive_avatar.generator.wan.config import WAN_TINY
+from interactive_avatar.generator.wan.runner import BlockRunner
+from interactive_avatar.generator.wan.window import still_layers, window_velocity
+
+
+def stack(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs])
+
+
+@pytest.mark.parametrize('remembering', [False, True])
+def test_streaming_with_caches_equals_one_masked_forward(remembering: bool) -> None:
+    network, c = random_network(), WAN_TINY
+    n, memory, blocks = c.network, c.memory, 3
+    frames = blocks * c.chunk_latents
+    random = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random)
+
+    finished, noisy = (normal(1, frames, *c.latent_shape) for _ in range(2))
+    features = normal(frames, 8, c.audio.feature_layers, c.audio.feature_width)
+    level, commit_level = 0.7, 0.1
+    with torch.no_grad():
+        empty = network.text_cache(torch.zeros(1, 1, n.text_width))
+        text = network.text_cache(normal(1, 7, n.text_width))
+        reference = still_layers(network, network.embed(normal(1, 1, *c.latent_shape))[:, 0],
+                                 empty, None)
+        groups = normal(memory.short + memory.long, memory.group, *c.latent_shape)
+        kept = [still_layers(network, network.compressor(group[None], network.embed), empty,
+                             reference) for group in groups]
+        entries = [(torch.cat([e[i][0] for e in kept], 1), torch.cat([e[i][1] for e in kept], 1))
+                   for i in range(n.layers)] if remembering else None
+        together = window_velocity(
+            network, finished, commit_level, noisy, torch.full((1, frames), level), reference,
+            text, network.audio_cache(features), entries)
+
+        runner = BlockRunner(network)
+        cache = WanCache(c, torch.device('cpu'), torch.float32)
+        cache.place('reference', 0, tuple(t[:, 0] for t in stack(reference)))
+        if remembering:
+            slots = [('short', i) for i in reversed(range(memory.short))]
+            slots += [('long', i) for i in range(memory.long)]
+            for (kind, index), entry in zip(slots, kept, strict=True):
+                cache.place(kind, index, tuple(t[:, 0] for t in stack(entry)))
+        apart = []
+        for block in range(blocks):
+            span = slice(block * c.chunk_latents, (block + 1) * c.chunk_latents)
+            runner.condition(stack(text), stack(network.audio_cache(features[span])))
+            runner.see(cache)
+            apart.append(runner.forward(noisy[:, span], level).clone())
+            for entry in runner.commit(finished[:, span], commit_level):
+                cache.push('adjacent', entry)
+    assert relative(torch.cat(apart, 1), together) < 1e-5
+
+
+def test_memory_with_closed_gates_changes_nothing_and_is_not_run() -> None:
+    network = random_network()
+    for block in network.layers:
+        torch.nn.init.zeros_(block.memory_gate)
+    assert not BlockRunner(network).memory_on
+    assert BlockRunner(random_network()).memory_on
+
+
+def test_slots_fill_from_the_front_and_keep_their_order() -> None:
+    c = WAN_TINY
+    cache = WanCache(c, torch.device('cpu'), torch.float32)
+    n = c.network
+
+    def entry(value: float, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        k = torch.full((n.layers, tokens, n.heads, n.head_width), value)
+        return k, -k
+
+    with pytest.raises(ValueError, match='before those in front'):
+        cache.push('adjacent', entry(1.0, c.frame_tokens))
+    cache.place('reference', 0, entry(9.0, c.frame_tokens))
+    for value in range(1, 6):
+        cache.push('adjacent', entry(float(value), c.frame_tokens))
+    assert cache.frame_tokens == 4 * c.frame_tokens
+    held = [float(cache.take('adjacent', i)[0][0, 0, 0, 0]) for i in range(3)]
+    assert held == [3.0, 4.0, 5.0]
+    with pytest.raises(ValueError, match='long'):
+        cache.place('long', 0, entry(1.0, c.memory.entry_tokens))
+    for value in (1.0, 2.0):
+        cache.push('short', entry(value, c.memory.entry_tokens))
+    cache.place('long', 0, entry(7.0, c.memory.entry_tokens))
+    assert cache.entry_tokens == 3 * c.memory.entry_tokens
+    other = cache.copy()
+    cache.push('short', entry(3.0, c.memory.entry_tokens))
+    assert float(other.take('short', 1)[0][0, 0, 0, 0]) == 2.0
+    with pytest.raises(IndexError, match='does not exist'):
+        cache.take('short', 5)
+    cache.follow(np.zeros(3, np.float32))
