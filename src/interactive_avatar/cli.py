@@ -55,6 +55,8 @@ COMMANDS = (
             'train a stage of the generator', 'train'),
     Command('export', 'interactive_avatar.training.release',
             'export a trained model to graphs', 'train'),
+    Command('import-weights', 'interactive_avatar.generator.wan.import_weights',
+            'bring a checkpoint of Wan2.1 and its relatives in as a model', 'wan'),
     Command('engine', 'interactive_avatar.generator.backends.engine',
             'build or check TensorRT engines'),
 )

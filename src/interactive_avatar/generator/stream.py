@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,20 @@ from interactive_avatar.generator.sampler import mix, sample
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 from interactive_avatar.media.mel import MEL_FLOOR_LN, MEL_HISTORY_SAMPLES, log_mel
 from interactive_avatar.media.picture import check_reference, fit_square, read_image
+
+
+class IdentityFiles(Protocol):
+    """A model folder that may hold named reference pictures."""
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        ...
+
+    @property
+    def identities(self) -> dict[str, Path]:
+        """Pictures by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,11 +115,18 @@ class AvatarStream:
             ModelError: if the model or the backend cannot be used.
             ValueError: if the picture, identity name or prompt is unusable.
         """
+        from interactive_avatar.generator.wan.files import is_wan
+
+        if is_wan(model):
+            from interactive_avatar.generator.wan.stream import WanStream
+
+            return WanStream.open(model, backend, reference, prompt, seed, key_frames,
+                                  **backend_options)
         from interactive_avatar.generator.text import TextEncoder
 
         files = ModelFiles.open(model)
         if reference is None or isinstance(reference, str):
-            picture = _identity(files, reference)
+            picture = identity_picture(files, reference)
         else:
             picture = check_reference(reference)
         picture = fit_square(picture, files.config.autoencoder.picture_px)
@@ -193,7 +214,7 @@ class AvatarStream:
         self._state.memory = snapshot.memory.copy()
 
 
-def _identity(files: ModelFiles, name: str | None) -> NDArray[np.uint8]:
+def identity_picture(files: IdentityFiles, name: str | None) -> NDArray[np.uint8]:
     """The picture of a named identity of the model, or of its first."""
     names = files.identities
     if not names:

@@ -25,6 +25,7 @@ from interactive_avatar.generator.wan.light import LightDecoder
 from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.generator.wan.runner import FP8_LINEARS, BlockRunner, capture
 from interactive_avatar.generator.wan.vae import DecoderState, StreamingDecoder
+from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 
 PRECISIONS = ('float32', 'bf16', 'fp8')
 TextCache = tuple[Tensor, Tensor]
@@ -195,6 +196,38 @@ class WanBackend:
             found['convolutions'] = self.decoder.tune(torch.zeros(
                 (c.chunk_latents, *c.latent_shape), device=self.decode_device))
         return found
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Compile and capture all that a stream will run, so that none of its chunks waits."""
+        c, n = self.config, self.config.network
+        cache = self.new_cache()
+
+        def entry(tokens: int) -> Entry:
+            shape = (n.layers, tokens, n.heads, n.head_width)
+            return (torch.zeros(shape, device=self.device, dtype=self.dtype),
+                    torch.zeros(shape, device=self.device, dtype=self.dtype))
+
+        text = self._still_text()
+        window = FRAMES_PER_CHUNK + 2 * c.audio.margin_frames
+        audio = self.encode_audio(np.zeros((
+            c.chunk_latents, window, c.audio.feature_layers, c.audio.feature_width), np.float32))
+        cache.place('reference', 0, self.embed_reference(np.zeros(c.latent_shape, np.float32)))
+        state = DecoderState()
+        latents = self.generate(text, audio, cache, 0)
+        self.decode(latents[:1], state).result()
+        for _ in range(2):
+            self.decode(latents, state).result()
+        self.commit(latents)
+        self.compress(np.zeros((c.memory.group, *c.latent_shape), np.float32), cache)
+        for kind, count, tokens in (('adjacent', c.memory.adjacent, c.frame_tokens),
+                                    ('short', c.memory.short, c.memory.entry_tokens)):
+            for _ in range(count):
+                cache.push(kind, entry(tokens))
+        for slot in range(c.memory.long):
+            cache.place('long', slot, entry(c.memory.entry_tokens))
+        self.generate(text, audio, cache, 0)
+        self.finish()
 
     def _tensor(self, array: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)

@@ -155,8 +155,6 @@ class BlockRunner:
             self._entry_k[:, 0, :entries] = self._rotate(cache.entries[0][:, :entries],
                                                          cos[:entries], sin[:entries])
             self._entry_v[:, 0, :entries] = cache.entries[1][:, :entries]
-        if (frames, entries) != (self._frame_tokens, self._entry_tokens):
-            self._graph = None
         self._frame_tokens, self._entry_tokens = frames, entries
 
     @property

@@ -18,7 +18,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -446,6 +448,33 @@ def _time(conv: CausalConv, x: Tensor, method: str, repeats: int = 3) -> float:
         return (time.perf_counter() - start) / repeats
     except RuntimeError:  # no kernel for it, or no memory
         return float('inf')
+
+
+def encode_picture(folder: Path, device: torch.device,
+                   frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The normalised latent float32 [C, h, w] of the first of ``frames`` uint8 [n, H, W, 3], by
+    diffusers' encoder, which is loaded for this and let go.
+
+    Raises:
+        ModelError: if diffusers is missing or the folder holds no such VAE.
+    """
+    config = VaeConfig.read(folder)
+    try:
+        from diffusers import AutoencoderKLWan
+    except ImportError as error:
+        raise ModelError("encoding a reference picture needs diffusers: pip install -e "
+                         "'.[wan]'") from error
+    try:
+        vae = AutoencoderKLWan.from_pretrained(str(folder)).to(device).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f'the VAE in {str(folder)!r} cannot be loaded: {error}') from error
+    x = torch.from_numpy(np.ascontiguousarray(frames[:1])).to(device).float() / 127.5 - 1.0
+    with torch.no_grad():
+        latent = vae.encode(x.permute(3, 0, 1, 2)[None]).latent_dist.mode()[0, :, 0].cpu()
+    mean, std = (torch.tensor(values)[:, None, None]
+                 for values in (config.latents_mean, config.latents_std))
+    made: NDArray[np.float32] = ((latent - mean) / std).float().numpy()
+    return made
 
 
 def load_decoder(folder: Path, device: torch.device, dtype: torch.dtype) -> StreamingDecoder:
