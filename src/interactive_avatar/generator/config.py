@@ -167,7 +167,7 @@ class GeneratorConfig:
 
 
 def build_config(kind: Any, values: dict[str, Any], where: str) -> Any:
-    """An instance of the dataclass ``kind`` from what JSON gave; nested dataclasses and tuples too.
+    """An instance of the dataclass ``kind`` from what JSON gave, nested ones and tuples too.
 
     Raises:
         ValueError: on an unknown key, naming it and where it stands.

@@ -27,7 +27,7 @@ def test_one_forward_equals_diffusers() -> None:
     checkpoint = Checkpoint({k: tuple(v.shape) for k, v in state.items()}, [], 'diffusers',
                             state.__getitem__)
     ours = WanTransformer(WAN_TINY).eval()
-    missing, unexpected = ours.load_state_dict(dict(convert(checkpoint, WAN_TINY)), strict=False)
+    _, unexpected = ours.load_state_dict(dict(convert(checkpoint, WAN_TINY)), strict=False)
     assert not unexpected
     x, text = torch.randn(2, 16, 3, 8, 12), torch.randn(2, n.text_tokens, n.text_width)
     time = torch.tensor([937.5, 250.0])

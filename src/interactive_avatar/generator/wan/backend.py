@@ -151,7 +151,8 @@ class WanBackend:
 
     name = 'torch'
 
-    def __init__(self, network: WanTransformer, decoder: StreamingDecoder | LightDecoder, options: Options,
+    def __init__(self, network: WanTransformer, decoder: StreamingDecoder | LightDecoder,
+                 options: Options,
                  encode_picture: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
                  ) -> None:
         self.options = options = options.resolved()

@@ -52,7 +52,7 @@ def build(module: Callable[[], nn.Module], device: torch.device, dtype: torch.dt
                 parameter.fill_(GATE)
             elif parameter.dim() > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5, generator=random)
-            elif name.endswith(('norm_q.weight', 'norm_k.weight', 'norm.weight', 'norm_out.gamma')):
+            elif name.endswith(('norm_q.weight', 'norm_k.weight', 'norm.weight')):
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(std=0.02, generator=random)

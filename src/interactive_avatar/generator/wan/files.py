@@ -53,8 +53,8 @@ class WanFiles:
         try:
             config = WanConfig.from_json((root / CONFIG_NAME).read_text())
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f'{str(root)!r} cannot be read as a wan model: {error}; make one with '
-                             f"'avatar import-weights'") from error
+            raise ModelError(f'{str(root)!r} cannot be read as a wan model: {error}; make one '
+                             f"with 'avatar import-weights'") from error
         files = cls(root, config)
         if not files.weights.is_file():
             raise ModelError(f'{str(files.weights)!r} is missing; run '

@@ -243,7 +243,7 @@ class WanTransformer(nn.Module):
 
     def table(self, name: str, device: torch.device,
               make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """A table of positions on a device, made once (a CUDA graph may not copy from the host)."""
+        """Positions on a device, made once (a CUDA graph may not copy from the host)."""
         key = (name, str(device))
         if key not in self._tables:
             cos, sin = make()

@@ -67,8 +67,8 @@ def entry_slots_table(config: WanConfig, time: float | None = None) -> Table:
     """Slots that hold compressed entries: short, newest first, then long; or one at ``time``."""
     times = cache_times(config)
     side = config.memory.entry_side
-    return table(_positions([*reversed(times['short']), *times['long']] if time is None else [time], side,
-                            side, config.grid_side / side), config.network)
+    at = [*reversed(times['short']), *times['long']] if time is None else [time]
+    return table(_positions(at, side, side, config.grid_side / side), config.network)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -286,7 +287,7 @@ class _Decoder(nn.Module):
         self.conv_in = CausalConv(config.z_dim, widths[0], 3, 3)
         self.mid_block = MidBlock(widths[0])
         ups = []
-        for index, (channels, out) in enumerate(zip(widths[:-1], widths[1:])):
+        for index, (channels, out) in enumerate(pairwise(widths)):
             up = index != len(config.dim_mult) - 1
             ups.append(UpBlock(channels if index == 0 else channels // 2, out,
                                config.num_res_blocks + 1, up, up and in_time[index]))
@@ -491,7 +492,7 @@ def load_decoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Stre
     own = decoder.state_dict()
     try:
         with safe_open(str(path), 'pt') as file:
-            state = {name: file.get_tensor(name) for name in file.keys()  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()
                      if name.startswith(('decoder.', 'post_quant_conv.'))}
     except (OSError, ValueError) as error:
         raise ModelError(f'the VAE weights {str(path)!r} cannot be read: {error}; restore the '

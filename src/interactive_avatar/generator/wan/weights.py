@@ -172,7 +172,7 @@ def open_checkpoint(path: Path, layout: str = 'auto') -> Checkpoint:
         for file in files:
             try:
                 with safe_open(str(file), 'pt') as opened:
-                    for key in opened.keys():  # noqa: SIM118
+                    for key in opened.keys():
                         piece = opened.get_slice(key)
                         name = _strip(key)
                         where[name] = (file, key)
@@ -252,7 +252,7 @@ def network_config(checkpoint: Checkpoint) -> WanNetworkConfig:
                      if (match := re.match(r'blocks\.(\d+)\.', name)))
     heads = checkpoint.heads or width // HEAD_WIDTH
     if not heads or width % heads:
-        raise ModelError(f'width {width} does not divide into {heads} heads; put the release\'s '
+        raise ModelError(f"width {width} does not divide into {heads} heads; put the release's "
                          f'config.json beside its weights')
     return WanNetworkConfig(
         width=width, heads=heads, layers=layers, ffn_width=shape('blocks.0.up.weight')[0],

@@ -44,7 +44,8 @@ def still_layers(network: WanTransformer, tokens: Tensor, text: Sequence[KeysVal
     _, shared = network.modulate(torch.zeros((tokens.shape[0], 1), device=device))
     made: list[KeysValues] = []
 
-    def self_attention(index: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+    def self_attention(index: int, q: Tensor, k: Tensor,
+                       v: Tensor) -> tuple[Tensor, Tensor | None]:
         made.append((k, v))
         k = rotate(k, cos, sin)
         if reference is not None:
@@ -116,7 +117,8 @@ def window_velocity(network: WanTransformer, finished: Tensor, commit_level: flo
     x = network.embed(torch.cat([finished, noisy], 1))
     mask = window_mask(blocks, block, config.memory.adjacent, tokens, x.dtype, device)
 
-    def self_attention(index: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+    def self_attention(index: int, q: Tensor, k: Tensor,
+                       v: Tensor) -> tuple[Tensor, Tensor | None]:
         old, values = reference[index]
         keys = torch.cat([rotate(old.repeat(1, blocks, 1, 1), *first), rotate(k, *absolute)], 1)
         attended = attend(rotate(q, *absolute), keys,
