@@ -68,8 +68,9 @@ class VaeConfig:
                              f'{" of Wan2.2" if values.get("is_residual") else ""}; this model '
                              f'needs the AutoencoderKLWan of Wan2.1')
         known = {f.name for f in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value
-                      for name, value in values.items() if name in known})
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                 for name, value in values.items() if name in known}
+        return cls(**given)
 
 
 class DecoderState:
