@@ -441,12 +441,12 @@ def _time(conv: CausalConv, x: Tensor, method: str, repeats: int = 3) -> float:
         conv.prepare()
         conv(x)
         if x.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(x.device)
         start = time.perf_counter()
         for _ in range(repeats):
             conv(x)
         if x.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(x.device)
         return (time.perf_counter() - start) / repeats
     except RuntimeError:  # no kernel for it, or no memory
         return float('inf')
