@@ -251,6 +251,25 @@ def bench_face(args: argparse.Namespace) -> dict[str, Any]:
     return face.run(face.Options(args.people, args.poses, args.clips, args.seed))
 
 
+def add_wan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `avatar bench wan`, where torch is installed (extra `wan`)."""
+    try:
+        from interactive_avatar.generator.wan import bench as wan
+    except ModuleNotFoundError as error:
+        parser.epilog = f'not available: {error} (install the extra `wan`)'
+    else:
+        wan.add_arguments(parser)
+
+
+def bench_wan(args: argparse.Namespace) -> dict[str, Any]:
+    """Frames per second of the wan size, its parts, memory and first frame."""
+    try:
+        from interactive_avatar.generator.wan import bench as wan
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{error}: {sys.executable} -m pip install -e '.[wan]'") from error
+    return wan.run(args)
+
+
 def _finish(result: dict[str, Any], out: Path, name: str) -> None:
     plot = result.pop('plot', None)
     result['machine'] = machine()
@@ -351,6 +370,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.set_defaults(carry_out=bench_face)
     args = parser.parse_args(argv)
     for name in ('chunks', 'messages', 'size', 'poses', 'clips'):
+    kind = kinds.add_parser('wan', parents=[common],
+                            help='frames per second of the wan size on a GPU, random weights')
+    kind.set_defaults(carry_out=bench_wan)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ['wan']:  # torch takes seconds to import
+        add_wan_arguments(kind)
+    args = parser.parse_args(given)
+    for name in ('chunks', 'messages', 'size'):
         if getattr(args, name, 1) < 1:
             parser.error(f'--{name} is {getattr(args, name)}: give 1 or more')
     try:

@@ -31,6 +31,7 @@ diffusers = pytest.importorskip('diffusers', reason='install the extra `test`')
 transformers = pytest.importorskip('transformers', reason='install the extra `test`')
 
 CPU = {'device': 'cpu', 'precision': 'float32'}
+TINY = dataclasses.replace(WAN_TINY, picture_px=32)
 
 
 @pytest.fixture(scope='module')
@@ -58,10 +59,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=a.feature_width, num_hidden_layers=a.feature_layers, num_attention_heads=2,
         intermediate_size=16, conv_dim=(8,) * 7, num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=2)).save_pretrained(root / 'audio_encoder')
-    config = dataclasses.replace(WAN_TINY, components={
+    config = dataclasses.replace(TINY, components={
         name: name for name in ('vae', 'text_encoder', 'tokenizer', 'audio_encoder')})
     (root / 'config.json').write_text(config.to_json())
-    save_file(random_network().state_dict(), str(root / 'model.safetensors'))
+    save_file(random_network(TINY).state_dict(), str(root / 'model.safetensors'))
     (root / 'identities').mkdir()
     picture = np.random.default_rng(0).integers(0, 255, (256, 256, 3)).astype(np.uint8)
     write_image(root / 'identities' / 'ann.png', picture)
@@ -83,7 +84,7 @@ def test_a_folder_streams_through_the_one_class(model: Path) -> None:
     assert stream.lookahead_chunks == 3
     blocks = sound(9)
     chunks = [stream.step(block) for block in blocks]
-    side = WAN_TINY.picture_px
+    side = TINY.picture_px
     assert all(chunk.frames.shape == (4, side, side, 3) for chunk in chunks)
     assert chunks[0].frames.dtype == np.uint8
     assert not np.concatenate([chunk.audio for chunk in chunks[:3]]).any()
@@ -135,7 +136,7 @@ def test_memory_fills_and_stays_bounded(model: Path) -> None:
                 stream.memory.long_features)))
     memory = WAN_TINY.memory
     assert sizes[0] == sizes[1] == (
-        4 * WAN_TINY.frame_tokens, (memory.short + memory.long) * memory.entry_tokens,
+        4 * TINY.frame_tokens, (memory.short + memory.long) * memory.entry_tokens,
         memory.long)
 
 
@@ -168,7 +169,7 @@ def test_what_is_missing_or_of_another_size_is_named(model: Path, tmp_path: Path
         (tmp_path / 'config.json').write_text(json.dumps({**values, 'components': paths}))
 
     components(vae='nowhere')
-    with pytest.raises(ModelError, match='vae .* not at .*--vae'):
+    with pytest.raises(ModelError, match=r'vae .* not at .*--vae'):
         open_stream(tmp_path, reference=None)
     components()
     with pytest.raises(ModelError, match='give a reference picture'):
@@ -180,7 +181,7 @@ def test_what_is_missing_or_of_another_size_is_named(model: Path, tmp_path: Path
     picture = np.full((256, 256, 3), 128, np.uint8)
     picture[:128] = 60
     components(text_encoder=str(other))
-    with pytest.raises(ModelError, match='has width 512; .* 24'):
+    with pytest.raises(ModelError, match=r'has width 512; .* 24'):
         open_stream(tmp_path, reference=picture)
     components(audio_encoder=str(other))
     with pytest.raises(ModelError, match='24 layers of width 1024'):

@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_named(spoil, complaint: str, tmp_path: Path,
 def test_half_the_shards_and_strangers_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / 'in', 'wan', shards=2)
     next(folder.glob('*00002*')).unlink()
-    with pytest.raises(ModelError, match='1 of 2 shards .* missing number 2'):
+    with pytest.raises(ModelError, match=r'1 of 2 shards .* missing number 2'):
         open_checkpoint(folder)
     (folder / 'x.safetensors.index.json').write_text(json.dumps(
         {'weight_map': {'a': 'gone.safetensors'}}))
@@ -183,3 +183,33 @@ def test_eight_bits_stay_close_and_survive_a_cast() -> None:
     small.to(torch.bfloat16)
     assert small.weight.dtype == torch.float8_e4m3fn
     assert small.scale.dtype == torch.float32
+
+
+def test_the_original_text_encoder_becomes_transformers_own(tmp_path: Path) -> None:
+    transformers = pytest.importorskip('transformers', reason='install the extra `test`')
+    torch.manual_seed(0)
+    encoder = transformers.UMT5EncoderModel(transformers.UMT5Config(
+        vocab_size=16, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2)).eval()
+    original = {}
+    for name, value in encoder.state_dict().items():
+        for theirs, ours in (
+                ('shared.', 'token_embedding.'), ('encoder.final_layer_norm.', 'norm.'),
+                ('encoder.block.', 'blocks.'), ('.layer.0.layer_norm.', '.norm1.'),
+                ('.layer.0.SelfAttention.relative_attention_bias.', '.pos_embedding.embedding.'),
+                ('.layer.0.SelfAttention.', '.attn.'), ('.layer.1.layer_norm.', '.norm2.'),
+                ('.layer.1.DenseReluDense.wi_0.', '.ffn.gate.0.'),
+                ('.layer.1.DenseReluDense.wi_1.', '.ffn.fc1.'),
+                ('.layer.1.DenseReluDense.wo.', '.ffn.fc2.')):
+            name = name.replace(theirs, ours)
+        if name != 'encoder.embed_tokens.weight':
+            original[name] = value
+    torch.save(original, tmp_path / 't5.pth')
+    folder = import_weights._convert_text_encoder(tmp_path / 't5.pth', tmp_path / 'made')
+    made = transformers.UMT5EncoderModel.from_pretrained(folder).eval()
+    ids = torch.tensor([[1, 2, 3, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(made(ids).last_hidden_state, encoder(ids).last_hidden_state)
+    del original['norm.weight']
+    torch.save(original, tmp_path / 'half.pth')
+    with pytest.raises(ModelError, match='no whole UMT5 encoder'):
+        import_weights._convert_text_encoder(tmp_path / 'half.pth', tmp_path / 'other')

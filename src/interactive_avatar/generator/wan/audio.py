@@ -70,7 +70,8 @@ class Wav2Vec2Features:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f'the audio encoder in {str(folder)!r} cannot be loaded: {error}'
                              ) from error
-        return cls(model.to(device).eval(), config)
+        whole: Any = model
+        return cls(whole.to(device).eval(), config)
 
     @torch.no_grad()
     def windows(self, sound: NDArray[np.int16]) -> NDArray[np.float32]:

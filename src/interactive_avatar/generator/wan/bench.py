@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from interactive_avatar.generator.memory import VisualMemory
 from interactive_avatar.generator.wan.backend import Options, WanBackend, required_bytes
+from interactive_avatar.generator.wan.cache import WanCache
 from interactive_avatar.generator.wan.config import SIZES, WanConfig
 from interactive_avatar.generator.wan.light import LightDecoder, LightDecoderConfig
 from interactive_avatar.generator.wan.network import WanTransformer
@@ -39,7 +40,7 @@ GATE = 0.5
 TINY_VAE = VaeConfig(base_dim=8)
 
 
-def build(module: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype,
+def build(module: Callable[[], Any], device: torch.device, dtype: torch.dtype,
           seed: int = 0) -> Any:
     """A module with random weights, made on the device."""
     with torch.device('meta'):
@@ -130,6 +131,11 @@ class Stream:
         self.state = DecoderState()
         backend.decode(torch.from_numpy(reference)[None].to(backend.device), self.state).result()
 
+    @property
+    def cache(self) -> WanCache:
+        """What the memory has put before the next block."""
+        return cast(WanCache, self.memory.cache)
+
     def fill(self) -> None:
         """Fill every slot of the memory with entries of random latents."""
         c, backend = self.backend.config, self.backend
@@ -145,7 +151,7 @@ class Stream:
         """Make one block; returns its `Decoding`."""
         backend = self.backend
         audio = backend.encode_audio(self._features)
-        latents = backend.generate(self.text, audio, self.memory.cache, self._block)
+        latents = backend.generate(self.text, audio, self.cache, self._block)
         decoding = backend.decode(latents, self.state)
         entries = backend.commit(latents)
         host = latents.cpu().numpy()
@@ -198,7 +204,7 @@ def measure(backend: WanBackend, blocks: int, note: Callable[[str, Any], None]) 
         torch.cuda.reset_peak_memory_stats()
     note('serial', frames_per_s(stream, blocks, False))
     note('overlapped', frames_per_s(stream, blocks, True))
-    runner, cache = backend.runner, stream.memory.cache
+    runner, cache = backend.runner, stream.cache
     latents = torch.randn((1, c.chunk_latents, *c.latent_shape), device=backend.device)
     level = c.sampler.levels[0]
     parts = {
@@ -309,7 +315,8 @@ def parity(network: WanTransformer) -> dict[str, float]:
     from interactive_avatar.generator.wan.weights import source_names
     c, n = network.config, network.config.network
     weight = network.patch_embedding.weight
-    theirs = build(lambda: WanTransformer3DModel(
+    kind: Any = WanTransformer3DModel
+    theirs = build(lambda: kind(
         num_attention_heads=n.heads, attention_head_dim=n.head_width, text_dim=n.text_width,
         freq_dim=n.frequency_width, ffn_dim=n.ffn_width, num_layers=n.layers),
         weight.device, weight.dtype)

@@ -186,7 +186,7 @@ def _convert_vae(path: Path, folder: Path) -> Path:
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     state = torch.load(path, map_location='cpu', weights_only=True)
-    vae = AutoencoderKLWan()
+    vae: Any = AutoencoderKLWan()
     try:
         vae.load_state_dict(convert_wan_vae_to_diffusers(state))
     except (RuntimeError, KeyError) as error:
@@ -233,10 +233,10 @@ def _convert_text_encoder(path: Path, folder: Path) -> Path:
     layers = 1 + max(int(match.group(1)) for name in renamed
                      if (match := re.match(r'encoder\.block\.(\d+)\.', name)))
     with torch.device('meta'):
-        encoder = UMT5EncoderModel(UMT5Config(
+        encoder: Any = UMT5EncoderModel(UMT5Config(
             vocab_size=vocabulary, d_model=width, d_kv=inner // heads, d_ff=ffn,
             num_layers=layers, num_heads=heads, relative_attention_num_buckets=buckets,
-            feed_forward_proj='gated-gelu', tie_word_embeddings=True))
+            feed_forward_proj='gated-gelu'))
     renamed['encoder.embed_tokens.weight'] = renamed['shared.weight']
     try:
         encoder.load_state_dict(renamed, assign=True)

@@ -7,6 +7,8 @@ over tensors that do not fit any cache. Compiles in a second at first use.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -48,10 +50,11 @@ def _launch(y: Tensor, bias: Tensor, added: Tensor | None, gamma: Tensor, kept: 
     rows = y.numel() // channels
     width = triton.next_power_of_2(channels)
     block = max(1, ELEMENTS_PER_PROGRAM // width)
-    _enter[(triton.cdiv(rows, block),)](
-        y, bias, y if added is None else added.contiguous(), gamma, features, padded[2:], rows,
-        channels ** 0.5, channels=channels, width=width, block=block,
-        has_added=added is not None, keep=keep)
+    with torch.cuda.device(y.device) if y.is_cuda else nullcontext():
+        _enter[(triton.cdiv(rows, block),)](
+            y, bias, y if added is None else added.contiguous(), gamma, features, padded[2:],
+            rows, channels ** 0.5, channels=channels, width=width, block=block,
+            has_added=added is not None, keep=keep)
     kept.copy_(padded[-2:])
     return features, padded
 

@@ -26,6 +26,7 @@ from interactive_avatar.generator.prompts import WorldState, stable_prompt
 from interactive_avatar.generator.stream import AvatarStream, Chunk, identity_picture
 from interactive_avatar.generator.wan.audio import Wav2Vec2Features, window_samples
 from interactive_avatar.generator.wan.backend import Options, WanBackend, check_memory
+from interactive_avatar.generator.wan.cache import WanCache
 from interactive_avatar.generator.wan.files import WanFiles
 from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.generator.wan.text import Umt5Text
@@ -63,9 +64,9 @@ class WanStream(AvatarStream):
         Raises:
             ValueError: if the model's lookahead is not one chunk.
         """
-        self.config, self.backend, self._seed = (  # type: ignore[assignment]
-            backend.config, cast(Any, backend), seed)
         c = backend.config
+        # The base class is typed for the compact size; what both offer is the same.
+        self.config, self.backend, self._seed = cast(Any, c), cast(Any, backend), seed
         self.lookahead_chunks = c.chunk_latents
         if window_samples(c) % CHUNK_SAMPLES:
             raise ValueError(f'audio.left_context_ms {c.audio.left_context_ms} and lookahead_ms '
@@ -156,7 +157,7 @@ class WanStream(AvatarStream):
         audio = None if self._hear is None else backend.encode_audio(self._hear(state.heard))
         marks.append(time.perf_counter())
         seed = int(np.random.default_rng([self._seed, state.index]).integers(2**62))
-        latents = backend.generate(text, audio, state.memory.cache, seed)
+        latents = backend.generate(text, audio, cast(WanCache, state.memory.cache), seed)
         decoding = backend.decode(latents, state.decoder)
         entries = backend.commit(latents)
         host = latents.cpu().numpy()  # waits for the steps and the commit, not for the decoder

@@ -53,7 +53,8 @@ class Umt5Text:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f'the text encoder in {str(encoder)!r} or its tokenizer in '
                              f'{str(tokenizer)!r} cannot be loaded: {error}') from error
-        return cls(model.to(device).eval(), pieces, config.text_tokens)
+        whole: Any = model
+        return cls(whole.to(device).eval(), pieces, config.text_tokens)
 
     @torch.no_grad()
     def encode(self, text: str) -> NDArray[np.float32]:

@@ -68,8 +68,9 @@ class VaeConfig:
                              f'{" of Wan2.2" if values.get("is_residual") else ""}; this model '
                              f'needs the AutoencoderKLWan of Wan2.1')
         known = {f.name for f in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value
-                      for name, value in values.items() if name in known})
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                 for name, value in values.items() if name in known}
+        return cls(**given)
 
 
 class DecoderState:
@@ -440,12 +441,12 @@ def _time(conv: CausalConv, x: Tensor, method: str, repeats: int = 3) -> float:
         conv.prepare()
         conv(x)
         if x.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(x.device)
         start = time.perf_counter()
         for _ in range(repeats):
             conv(x)
         if x.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(x.device)
         return (time.perf_counter() - start) / repeats
     except RuntimeError:  # no kernel for it, or no memory
         return float('inf')

@@ -182,12 +182,13 @@ def open_checkpoint(path: Path, layout: str = 'auto') -> Checkpoint:
                                  f'safetensors, download it again') from error
         _refuse_types(types)
 
-        def read(name: str) -> Tensor:
+        def from_shards(name: str) -> Tensor:
             file, key = where[name]
             with safe_open(str(file), 'pt') as opened:
                 tensor: Tensor = opened.get_tensor(key)
             return tensor
 
+        read: Callable[[str], Tensor] = from_shards
         nested = ''
     else:
         try:
