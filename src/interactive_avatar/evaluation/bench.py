@@ -221,6 +221,19 @@ def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
         save=args.out / 'lips' if args.save_videos else None))
 
 
+def bench_stream(args: argparse.Namespace) -> dict[str, Any]:
+    """The real graph in conversation for hours."""
+    from interactive_avatar.evaluation import bench_stream as stream
+    from interactive_avatar.run import parse_overrides
+
+    overrides = parse_overrides(args.overrides)
+    if args.hours <= 0:
+        raise ValueError(f'--hours is {args.hours:g}: give more than 0')
+    result, _ = stream.run(stream.StreamOptions(
+        args.hours, args.out / 'stream', args.config, tuple(overrides.items()), args.seed))
+    return result
+
+
 def _finish(result: dict[str, Any], out: Path, name: str) -> None:
     plot = result.pop('plot', None)
     result['machine'] = machine()
@@ -296,6 +309,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),
                       help='speech library with its sound beside it, for --make-set')
     kind.set_defaults(carry_out=bench_lips)
+    kind = kinds.add_parser('stream', parents=[common],
+                            help='the real graph in conversation for hours: drift, memory, sync')
+    kind.add_argument('--hours', type=float, default=2.0, help='of conversation')
+    kind.add_argument('--seed', type=int, default=0, help='of the conversation')
+    kind.add_argument('--config', default='config/avatar.yaml', help='parameter file')
+    kind.add_argument('-p', '--set', action='append', default=[], dest='overrides',
+                      metavar='NODE.PARAMETER=VALUE', help='a parameter, repeatable')
+    kind.set_defaults(carry_out=bench_stream)
     args = parser.parse_args(argv)
     for name in ('chunks', 'messages', 'size'):
         if getattr(args, name, 1) < 1:
