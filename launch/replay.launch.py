@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a recorded user at the avatar: the user's topics of a bag, and the graph that answers.
+"""Plays a recorded user at the avatar again, records the answer and measures it.
 
     ros2 launch avatar_bringup replay.launch.py bag:=/data/session
+    ros2 launch avatar_bringup replay.launch.py bag:=/data/session model:=/data/my_model rate:=0.5
+
+The player publishes /clock from the bag's own time, and every topic below user/ with its recorded
+timing; the avatar's nodes run with use_sim_time. Bags of any storage and compression are read,
+whether rosbag2 is installed or not.
 """
 
 from pathlib import Path
@@ -10,24 +15,22 @@ from launch import LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
-    ExecuteProcess,
     IncludeLaunchDescription,
     OpaqueFunction,
     RegisterEventHandler,
-    TimerAction,
 )
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
 
 LAUNCH_FOLDER = Path(__file__).resolve().parent
-USER_TOPICS = ('user/audio', 'user/image_raw', 'user/text')
 
 
 def play(context) -> list[LaunchDescriptionEntity]:
-    """Play the bag once the graph has had time to start; end with it if that is wanted."""
+    """Start the player, and end the launch with it if that is wanted."""
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
@@ -35,47 +38,53 @@ def play(context) -> list[LaunchDescriptionEntity]:
     if not bag.exists():
         raise RuntimeError(f'bag:={bag} does not exist: give the folder or the .mcap file of a '
                            f'recorded session (`avatar record` makes one)')
-    namespace = value('namespace').strip('/')
-    recorded = value('recorded_namespace').strip('/')
-    topics = [f'/{recorded}/{topic}' for topic in USER_TOPICS]
-    remappings = [f'{topic}:=/{namespace}/{name}' for topic, name in zip(topics, USER_TOPICS)]
-    command = ['ros2', 'bag', 'play', str(bag), '--rate', value('rate'), '--topics', *topics]
-    if namespace != recorded:
-        command += ['--remap', *remappings]
-    player = ExecuteProcess(cmd=command, output='screen', name='player')
-    # The answer to the last sentence is still to come when the bag ends.
-    end = TimerAction(period=float(value('linger')), actions=[
-        EmitEvent(event=Shutdown(reason='the bag was played'))])
-    return [
-        TimerAction(period=float(value('delay')), actions=[player]),
-        RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end]),
-                             condition=IfCondition(LaunchConfiguration('exit_at_end'))),
-    ]
+    out = Path(value('out')).expanduser() if value('out') else Path('out/replay') / bag.stem
+    if (out / 'bag').exists():
+        raise RuntimeError(f'{out / "bag"} exists already: name another folder with out:=')
+    arguments = [str(bag), '--out', str(out / 'bag'), '--rate', value('rate'),
+                 '--namespace', value('namespace'), '--ready-timeout', value('ready_timeout')]
+    if value('recorded_namespace'):
+        arguments += ['--recorded-namespace', value('recorded_namespace')]
+    if value('evaluate') == 'true':
+        arguments += ['--evaluate', str(out)]
+    out.mkdir(parents=True, exist_ok=True)
+    # The player is the clock, so it alone does not live on it.
+    player = Node(package='avatar_bringup', executable='replay_client', name='replay',
+                  arguments=arguments, prefix=value('python') or None, output='screen')
+    end = EmitEvent(event=Shutdown(reason='the bag was played'))
+    return [player, RegisterEventHandler(
+        OnProcessExit(target_action=player, on_exit=[end]),
+        condition=IfCondition(LaunchConfiguration('exit_at_end')))]
 
 
 def generate_launch_description() -> LaunchDescription:
     """Describe the launch."""
     return LaunchDescription([
         DeclareLaunchArgument(
-            'bag', description='Bag whose user/audio, user/image_raw and user/text are played: '
-                               'its folder, or an .mcap file.'),
+            'bag', description='Bag whose topics below user/ are played: its folder, or an '
+                               '.mcap or .db3 file.'),
         DeclareLaunchArgument(
-            'recorded_namespace', default_value='avatar',
-            description='Namespace of the topics in the bag.'),
+            'out', default_value='',
+            description='Folder for the new bag and its report; empty for out/replay/NAME.'),
+        DeclareLaunchArgument(
+            'recorded_namespace', default_value='',
+            description='Namespace of the avatar in the bag; empty to find it.'),
         DeclareLaunchArgument(
             'rate', default_value='1.0',
-            description='Speed of playing; speech is only understood at 1.0.'),
+            description='Seconds of the bag per second; below 1 for slow machines.'),
         DeclareLaunchArgument(
-            'delay', default_value='10.0',
-            description='Seconds that the graph gets to start before the bag is played.'),
+            'ready_timeout', default_value='180.0',
+            description='Seconds that the graph gets to come alive before it is given up.'),
         DeclareLaunchArgument(
-            'linger', default_value='8.0',
-            description='Seconds to go on after the end of the bag.'),
+            'evaluate', default_value='true', choices=['true', 'false'],
+            description='Measure the new bag against the old one at the end.'),
         DeclareLaunchArgument(
             'exit_at_end', default_value='true', choices=['true', 'false'],
             description='End the launch when the bag has been played.'),
         # Declares all its own arguments, which can be given here too (namespace, model, ...).
         IncludeLaunchDescription(
-            PythonLaunchDescriptionSource(str(LAUNCH_FOLDER / 'avatar.launch.py'))),
+            PythonLaunchDescriptionSource(str(LAUNCH_FOLDER / 'avatar.launch.py')),
+            launch_arguments={'use_sim_time': 'true', 'web': 'false',
+                              'respawn': 'false'}.items()),
         OpaqueFunction(function=play),
     ])

@@ -148,3 +148,35 @@ def test_mute_silences_a_turn_that_is_on_its_way() -> None:
 def test_fade_out_ends_in_silence() -> None:
     faded = fade_out(np.full(CHUNK_SAMPLES, -2000, np.int16))
     assert faded[0] == -2000 and not faded[FADE_SAMPLES:].any()
+
+
+def test_a_simulated_clock_sets_the_pace_at_any_rate_and_may_be_set() -> None:
+    """At four times the speed 160 ms of the clock are 40 ms; then it is set ahead by a minute."""
+    begin_s, shift_ns = time.monotonic(), [0]
+
+    def now_ns() -> int:
+        return int(1e18) + shift_ns[0] + int(4e9 * (time.monotonic() - begin_s))
+
+    stream, slots, complaints = PlainStream(), [], []
+    enough = threading.Event()
+
+    def take(slot: Slot) -> None:
+        slots.append((slot, now_ns()))
+        if len(slots) == 8:
+            shift_ns[0] = 60 * 10**9
+        if len(slots) == 14:
+            enough.set()
+
+    pacer = StreamPacer(stream, SpeechQueue(), take, lambda *_: None, now_ns=now_ns,
+                        simulated=True, complain=lambda key, _: complaints.append(key))
+    pacer.start()
+    assert enough.wait(5.0)
+    pacer.stop()
+    stamps = np.array([slot.stamp_ns for slot, _ in slots])
+    steps = np.diff(stamps)
+    # One jump of a minute; before and after it chunks follow one another without a gap.
+    assert (steps == CHUNK_NS).sum() >= 11 and (steps > 59 * 10**9).sum() == 1
+    assert 'clock_jump' in complaints
+    assert [slot.index for slot, _ in slots] == list(range(14))
+    # Stamps stay near the clock on both sides of the jump.
+    assert all(abs(slot.stamp_ns - at_ns) < 10**9 for slot, at_ns in slots)

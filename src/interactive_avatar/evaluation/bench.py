@@ -270,6 +270,19 @@ def bench_wan(args: argparse.Namespace) -> dict[str, Any]:
     return wan.run(args)
 
 
+def bench_stream(args: argparse.Namespace) -> dict[str, Any]:
+    """The real graph in conversation for hours."""
+    from interactive_avatar.evaluation import bench_stream as stream
+    from interactive_avatar.run import parse_overrides
+
+    overrides = parse_overrides(args.overrides)
+    if args.hours <= 0:
+        raise ValueError(f'--hours is {args.hours:g}: give more than 0')
+    result, _ = stream.run(stream.StreamOptions(
+        args.hours, args.out / 'stream', args.config, tuple(overrides.items()), args.seed))
+    return result
+
+
 def _finish(result: dict[str, Any], out: Path, name: str) -> None:
     plot = result.pop('plot', None)
     result['machine'] = machine()
@@ -368,8 +381,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--make-fixture', type=Path, metavar='FOLDER',
                       help='first render the film that the tests watch')
     kind.set_defaults(carry_out=bench_face)
-    args = parser.parse_args(argv)
-    for name in ('chunks', 'messages', 'size', 'poses', 'clips'):
+    kind = kinds.add_parser('stream', parents=[common],
+                            help='the real graph in conversation for hours: drift, memory, sync')
+    kind.add_argument('--hours', type=float, default=2.0, help='of conversation')
+    kind.add_argument('--seed', type=int, default=0, help='of the conversation')
+    kind.add_argument('--config', default='config/avatar.yaml', help='parameter file')
+    kind.add_argument('-p', '--set', action='append', default=[], dest='overrides',
+                      metavar='NODE.PARAMETER=VALUE', help='a parameter, repeatable')
+    kind.set_defaults(carry_out=bench_stream)
     kind = kinds.add_parser('wan', parents=[common],
                             help='frames per second of the wan size on a GPU, random weights')
     kind.set_defaults(carry_out=bench_wan)
@@ -377,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given[:1] == ['wan']:  # torch takes seconds to import
         add_wan_arguments(kind)
     args = parser.parse_args(given)
-    for name in ('chunks', 'messages', 'size'):
+    for name in ('chunks', 'messages', 'size', 'poses', 'clips'):
         if getattr(args, name, 1) < 1:
             parser.error(f'--{name} is {getattr(args, name)}: give 1 or more')
     try:

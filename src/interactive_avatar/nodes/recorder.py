@@ -135,7 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--namespace', default='avatar', help='namespace of the avatar')
     parser.add_argument('--seconds', type=float, default=0.0,
                         help='stop after so many seconds (default: on Ctrl-C)')
+    parser.add_argument('--list-topics', action='store_true',
+                        help='only print what is recorded, for `ros2 bag record --topics '
+                             '$(avatar record --list-topics)`')
     args = parser.parse_args(argv)
+    if args.list_topics:
+        prefix = f'/{args.namespace.strip("/")}/'
+        print('\n'.join(name if name.startswith('/') else prefix + name
+                        for name in RECORDED_TOPICS))
+        return 0
     out = args.out or Path('out/bags') / time.strftime('%Y-%m-%d_%H-%M-%S')
     try:
         writer = BagWriter(out, {'recorder': 'avatar record'})
