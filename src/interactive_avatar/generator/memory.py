@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.generator.backends.base import Backend
+from interactive_avatar.generator.backends.base import Backend, CacheState, MemoryJob
 
 Feature = NDArray[np.float32]
 
@@ -101,71 +102,84 @@ def frame_feature(latent: NDArray[np.float32], reference: NDArray[np.float32]) -
 
 
 class VisualMemory:
-    """The past of one stream: fills a backend's cache as chunks are committed.
+    """The past of one stream: says what enters and leaves a backend's cache as chunks are made.
 
     Args:
-        backend: compresses groups of latents to entries and owns the cache's arrays.
+        backend: owns the cache's arrays.
+        cache: what the networks see; `CacheState.begin` for a new stream.
         reference: latent of the reference picture, float32 [C, 16, 16].
-        picture: the reference picture, uint8 [H, W, 3].
         policy: which long-term entry a candidate replaces once all slots are full.
     """
 
-    def __init__(self, backend: Backend, reference: NDArray[np.float32],
-                 picture: NDArray[np.uint8], policy: KeyFramePolicy | None = None) -> None:
-        self._backend, self._reference = backend, reference
+    def __init__(self, backend: Backend, cache: CacheState, reference: NDArray[np.float32],
+                 policy: KeyFramePolicy | None = None) -> None:
+        self._reference = reference
         self._policy = policy or DynamicKeyFrames()
         self._sizes = backend.config.memory
-        self.cache = backend.new_cache()
-        self.cache.open(picture, reference)
-        self.cache.place('reference', 0, backend.embed_reference(reference))
+        self.cache = backend.open_cache(cache)
         self._adjacent: list[NDArray[np.float32]] = []
         self._pending: list[NDArray[np.float32]] = []
         self._short: list[Feature] = []
         self.long_features: list[Feature] = []
 
-    def commit(self, latent: NDArray[np.float32], entry: object) -> None:
-        """Take in a finished chunk.
+    def commit(self, latent: NDArray[np.float32]) -> MemoryJob | None:
+        """Take in a finished chunk, float32 [C, 16, 16], that the backend has committed.
 
-        Args:
-            latent: float32 [C, 16, 16]. entry: its keys and values from `Backend.commit`.
+        Returns:
+            What is to be compressed and remembered now, for `Backend.remember`; mostly nothing.
         """
-        self.cache.push('adjacent', entry)
-        self.cache.follow(latent)
         self._adjacent.append(latent)
         if len(self._adjacent) <= self._sizes.adjacent:
-            return
+            return None
         self._pending.append(self._adjacent.pop(0))
         if len(self._pending) < self._sizes.group:
-            return
+            return None
         group = np.stack(self._pending)
         self._pending = []
-        compressed = self._backend.compress(group, self.cache)
+        slot = None
         if len(self._short) == self._sizes.short:
-            self._remember(self._short.pop(0), self.cache.take('short', 0))
+            slot = self._long_slot(self._short.pop(0))
         self._short.append(frame_feature(group.mean(axis=0), self._reference))
-        self.cache.push('short', compressed)
+        return MemoryJob(group, self.cache, slot)
 
-    def _remember(self, feature: Feature, entry: object) -> None:
+    def _long_slot(self, feature: Feature) -> int | None:
+        """Where an entry that leaves the short memory goes."""
         if len(self.long_features) < self._sizes.long:
-            slot: int | None = len(self.long_features)
             self.long_features.append(feature)
-        else:
-            slot = self._policy.slot(self.long_features, feature)
-            if slot is not None:
-                self.long_features[slot] = feature
+            return len(self.long_features) - 1
+        slot = self._policy.slot(self.long_features, feature)
         if slot is not None:
-            self.cache.place('long', slot, entry)
+            self.long_features[slot] = feature
+        return slot
 
     @property
     def redundancy(self) -> float:
         """Redundancy R of the long memory now."""
         return redundancy(self.long_features)
 
-    def copy(self) -> VisualMemory:
-        """An independent copy; the latents themselves are never written to and are shared."""
-        other = copy.copy(self)
-        other.cache = self.cache.copy()
-        other._policy = copy.deepcopy(self._policy)
-        for name in ('_adjacent', '_pending', '_short', 'long_features'):
-            setattr(other, name, list(getattr(self, name)))
-        return other
+    def snapshot(self) -> MemorySnapshot:
+        """An independent copy, of no backend; latents are never written to and are shared."""
+        return MemorySnapshot(self.cache.state(), self._reference, copy.deepcopy(self._policy),
+                              list(self._adjacent), list(self._pending), list(self._short),
+                              list(self.long_features))
+
+    @classmethod
+    def restore(cls, backend: Backend, snapshot: MemorySnapshot) -> VisualMemory:
+        """A memory in ``backend`` that goes on from a snapshot."""
+        memory = cls(backend, snapshot.cache, snapshot.reference, copy.deepcopy(snapshot.policy))
+        memory._adjacent, memory._pending = list(snapshot.adjacent), list(snapshot.pending)
+        memory._short, memory.long_features = list(snapshot.short), list(snapshot.long)
+        return memory
+
+
+@dataclass(frozen=True)
+class MemorySnapshot:
+    """A `VisualMemory` between two chunks, in host memory."""
+
+    cache: CacheState
+    reference: NDArray[np.float32]
+    policy: KeyFramePolicy
+    adjacent: list[NDArray[np.float32]]
+    pending: list[NDArray[np.float32]]
+    short: list[Feature]
+    long: list[Feature]

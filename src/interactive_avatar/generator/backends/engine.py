@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('-v', '--verbose', action='store_true', help="show TensorRT's own words")
     actions = parser.add_subparsers(required=True, metavar='ACTION')
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument('--folder', type=Path, help="where engines lie (default: the user's cache)")
+    common.add_argument('--folder', type=Path,
+                        help="where engines lie (default: the user's cache)")
 
     action = actions.add_parser('build', parents=[common], help='build what is missing')
     action.add_argument('--model', default='models/compact', help='folder of the model')

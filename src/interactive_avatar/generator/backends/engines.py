@@ -160,7 +160,8 @@ class EngineSpec:
     def command(self) -> str:
         """The command line that builds this engine."""
         return (f'avatar engine build --model {self.model} --api {self.api} --precision '
-                f'{self.precision} --compute-capability {self.compute_capability} --graph {self.graph}')
+                f'{self.precision} --compute-capability {self.compute_capability} --graph '
+                f'{self.graph}')
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ class EngineCache:
         """
         path = self.path(spec)
         if not path.is_file():
-            raise EngineError(f'there is no engine of graph {spec.graph!r} for {_circumstances(spec)}'
-                              f'{self._others(spec)}; build it with: {spec.command}')
+            raise EngineError(f'there is no engine of graph {spec.graph!r} for '
+                              f'{_circumstances(spec)}{self._others(spec)}; build it with: '
+                              f'{spec.command}')
         kept = inspect_engine(path)
         wrong = kept.trouble or _differences(spec.to_dict(), kept.record)
         if wrong:
