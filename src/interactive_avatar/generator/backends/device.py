@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -49,6 +50,12 @@ def _driver() -> Any:
     if count == 0:
         raise DeviceError('there is no CUDA card in this machine')
     return driver
+
+
+def card_files() -> list[Path]:
+    """Device files of NVIDIA's driver: of cards in a desktop or server, or of a Jetson's."""
+    return [path for pattern in ('nvidia[0-9]*', 'nvhost-gpu', 'nvgpu', 'nvmap', 'dxg')
+            for path in Path('/dev').glob(pattern)]
 
 
 def compute_capability(index: int = 0) -> str:

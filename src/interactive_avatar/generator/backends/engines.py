@@ -46,6 +46,9 @@ INSTALL: Final = {
 PORTABLE: Final = 'any'
 """Compute capability of an engine that TensorRT-RTX compiles for every card it supports."""
 
+UNSUPPORTED_BY_RTX: Final = ('9.0', '10.0', '10.3')
+"""Data-centre cards, which TensorRT-RTX refuses at run time."""
+
 PLAN_MAGICS: Final = {'tensorrt': b'ftrt', 'tensorrt_rtx': b'vtrt'}
 PLAN_SIZE_OFFSET, PLAN_VERSION_OFFSET, PLAN_HEADER_BYTES = 16, 24, 64
 
