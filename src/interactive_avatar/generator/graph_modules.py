@@ -69,6 +69,9 @@ class _SampleStep(nn.Module):
 class _Push(nn.Module):
     """New keys and values into the cache, as outputs: what `OnnxCache` does in place."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, g: Generator, kind: str) -> None:
         super().__init__()
         config, denoiser = g.config, g.denoiser

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -62,7 +63,10 @@ CONTEXT_FIELDS: Final = {'k': 'cache_k', 'v': 'cache_v', 'mask': 'cache_mask'}
 class GraphRunner(Protocol):
     """One graph, ready to run on a card."""
 
-    capturable: bool
+    @property
+    def capturable(self) -> bool:
+        """Whether it may be part of a CUDA graph."""
+        ...
 
     def enqueue(self, addresses: Mapping[str, int], stream_handle: int) -> None:
         """Run on a stream with every input and output at a device address; waits for nothing."""
@@ -340,7 +344,7 @@ class TensorRTBackend:
 
     def chunks(self, jobs: Sequence[ChunkJob]) -> list[ChunkResult]:
         """See `Backend.chunks`; one after the other on one stream."""
-        return [self._guarded(lambda job=job: self._chunk(job)) for job in jobs]
+        return [self._guarded(partial(self._chunk, job)) for job in jobs]
 
     def _chunk(self, job: ChunkJob) -> ChunkResult:
         started_s = time.perf_counter()
@@ -419,7 +423,7 @@ class TensorRTBackend:
     def remember(self, jobs: Sequence[MemoryJob]) -> None:
         """See `Backend.remember`."""
         for job in jobs:
-            self._guarded(lambda job=job: self._remember(job))
+            self._guarded(partial(self._remember, job))
 
     def _remember(self, job: MemoryJob) -> None:
         scratch, cache = self._scratch, job.cache

@@ -13,6 +13,7 @@ import bisect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -285,8 +286,8 @@ class TorchBackend:
     def warm_up(self, streams: int = 1) -> None:
         """Record the graphs for up to ``streams`` streams at once, so that no chunk waits."""
         for size in self._sizes_to(streams):
-            self._guarded(lambda size=size: self._chunk_batch(size))
-            self._guarded(lambda size=size: self._memory_batch(size))
+            self._guarded(partial(self._chunk_batch, size))
+            self._guarded(partial(self._memory_batch, size))
 
     def close(self) -> None:
         """See `Backend.close`."""
