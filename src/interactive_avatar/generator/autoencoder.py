@@ -19,7 +19,8 @@ CARRIED_LOGIT_AT_FIRST: Final = -2.0
 def as_input(pictures: Tensor) -> Tensor:
     """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
     n = pictures.dim()  # permute, because the exporter to ONNX gets negative movedim wrong
-    return pictures.permute(*range(n - 3), n - 1, n - 3, n - 2).float() / 127.5 - 1.0
+    # TensorRT takes 8-bit pictures only where a cast follows at once.
+    return pictures.float().permute(*range(n - 3), n - 1, n - 3, n - 2) / 127.5 - 1.0
 
 
 def as_pixels(frames: Tensor) -> Tensor:
@@ -128,12 +129,15 @@ class Decoder(nn.Module):
     def candidates(self, latent: Tensor, sight: Sight) -> tuple[Tensor, Tensor, Tensor]:
         """Newly drawn frames [B, 4, 3, H, W]; flows [B, 2, 4, 2, H, W] in half pictures, of the
         last frame and the reference; logits of shares [B, 2, 4, 1, H, W]."""
-        x = self.stem(torch.cat([latent, sight.previous, sight.reference], 1))
+        # Latents and pictures stay float32 where the weights are in half precision.
+        dtype = self.stem.weight.dtype
+        x = self.stem(torch.cat([latent, sight.previous, sight.reference], 1).to(dtype))
         x = F.pixel_shuffle(self.up1(self.stage1(x)), 2)
         x = self.stage2(x)
         wide = self.wide_flow(F.silu(x))
         x = F.pixel_shuffle(self.up2(x), 2)
-        x = self.stage3(x + self.last_embedding(F.pixel_unshuffle(sight.last, self.shuffle)))
+        x = self.stage3(x + self.last_embedding(
+            F.pixel_unshuffle(sight.last.to(dtype), self.shuffle)))
         x = F.silu(x)
         drawn = F.pixel_shuffle(self.out(x), self.shuffle).unflatten(1, (self.frames, 3))
         fine = self.fine_flow(x)

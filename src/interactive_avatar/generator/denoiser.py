@@ -45,9 +45,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return (normed * self.weight).to(x.dtype)
+        if not torch.onnx.is_in_onnx_export():
+            # One kernel; ONNX has it only from opset 23 on, and TensorRT on Jetsons not at all.
+            return (F.rms_norm(x, x.shape[-1:], eps=1e-6) * self.weight).to(x.dtype)
+        normed = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return normed * self.weight
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -265,8 +267,9 @@ class Denoiser(nn.Module):
         Returns:
             velocity [B, C, 16, 16]; keys (not rotated) and values of the chunk [B, L, H, 64, hw].
         """
-        before = patchify(previous, self.config.denoiser.patch)
-        x = self.patch_embedding(patchify(latent, self.config.denoiser.patch))
+        dtype = self.head.weight.dtype  # latents stay float32 where the weights do not
+        before = patchify(previous.to(dtype), self.config.denoiser.patch)
+        x = self.patch_embedding(patchify(latent.to(dtype), self.config.denoiser.patch))
         x = x + self.previous_embedding(before)
         embedded, modulations = self.time_modulation(level)
         own = torch.zeros_like(cache_mask[:, :1]).expand(-1, x.shape[1])

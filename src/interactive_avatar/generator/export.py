@@ -16,106 +16,30 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from interactive_avatar.generator.autoencoder import Sight, as_input, as_pixels
 from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.graph_modules import graph_module
 from interactive_avatar.generator.model import CONFIG_NAME, WEIGHTS_NAME, write_manifest
 from interactive_avatar.generator.networks import SCALE_SUFFIX, Generator
+from interactive_avatar.generator.signatures import (
+    GraphSignature,
+    TensorSpec,
+    graph_signatures,
+)
 
 OPSET = 18
 
 
-class _EncodeImage(nn.Module):
-    def __init__(self, g: Generator) -> None:
-        super().__init__()
-        self.autoencoder = g.autoencoder
-
-    def forward(self, frames: Tensor) -> Tensor:
-        latent: Tensor = self.autoencoder.encode(as_input(frames))
-        return latent
-
-
-class _Decode(nn.Module):
-    def __init__(self, g: Generator) -> None:
-        super().__init__()
-        self.autoencoder = g.autoencoder
-
-    def forward(self, latent: Tensor, previous: Tensor, reference: Tensor, last: Tensor,
-                picture: Tensor) -> Tensor:
-        x = self.autoencoder.decode(latent, Sight(previous, as_input(last), reference,
-                                                  as_input(picture)))
-        return as_pixels(x)
-
-
-class _EncodeAudio(nn.Module):
-    def __init__(self, g: Generator) -> None:
-        super().__init__()
-        self.audio, self.denoiser = g.audio, g.denoiser
-
-    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        keys_values: tuple[Tensor, Tensor] = self.denoiser.audio_cache(self.audio(mel))
-        return keys_values
-
-
-class _Denoiser(nn.Module):
-    def __init__(self, g: Generator, method: str) -> None:
-        super().__init__()
-        self.denoiser = g.denoiser
-        self.method = method
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return getattr(self.denoiser, self.method)(*inputs)
-
-
 def graph_inputs(config: GeneratorConfig) -> dict[str, dict[str, Tensor]]:
     """Example inputs of every graph, by name; shapes are fixed."""
-    a, d, m = config.autoencoder, config.denoiser, config.memory
-    latent = torch.randn(1, a.latent_channels, a.latent_px, a.latent_px)
-    frames = torch.zeros(1, a.frames, a.picture_px, a.picture_px, 3, dtype=torch.uint8)
+    def example(spec: TensorSpec) -> Tensor:
+        if spec.dtype == 'uint8':
+            return torch.zeros(spec.shape, dtype=torch.uint8)
+        return torch.randn(spec.shape)
 
-    def kv(tokens: int) -> Tensor:
-        return torch.randn(1, d.layers, d.heads, tokens, d.head_width)
-
-    return {
-        'encode_audio': {'mel': torch.randn(1, config.audio.window_mels, config.audio.mel_bands)},
-        'encode_image': {'frames': frames},
-        'encode_text': {'text': torch.randn(1, d.text_tokens, d.text_width)},
-        'embed_reference': {'latent': latent},
-        'denoise': {
-            'latent': latent, 'level': torch.ones(1), 'previous': torch.randn_like(latent),
-            'audio_k': kv(config.audio.tokens), 'audio_v': kv(config.audio.tokens),
-            'text_k': kv(d.text_tokens), 'text_v': kv(d.text_tokens),
-            'text_mask': torch.zeros(1, d.text_tokens),
-            'cache_k': kv(config.context_tokens), 'cache_v': kv(config.context_tokens),
-            'cache_mask': torch.zeros(1, config.context_tokens)},
-        'compress': {'latents': latent[:, None].repeat(1, m.group, 1, 1, 1),
-                     'reference_k': kv(config.chunk_tokens),
-                     'reference_v': kv(config.chunk_tokens)},
-        'decode': {'latent': latent, 'previous': torch.randn_like(latent),
-                   'reference': torch.randn_like(latent), 'last': frames[:, 0],
-                   'picture': frames[:, 1]},
-    }
-
-
-GRAPH_OUTPUTS = {
-    'encode_audio': ['audio_k', 'audio_v'], 'encode_image': ['latent'],
-    'encode_text': ['text_k', 'text_v'],
-    'embed_reference': ['k', 'v'], 'denoise': ['velocity', 'k', 'v'], 'compress': ['k', 'v'],
-    'decode': ['frames']}
-
-
-def graph_module(generator: Generator, name: str) -> nn.Module:
-    """The torch module whose forward is the graph ``name``."""
-    if name == 'encode_image':
-        return _EncodeImage(generator)
-    if name == 'decode':
-        return _Decode(generator)
-    if name == 'encode_audio':
-        return _EncodeAudio(generator)
-    method = {'encode_text': 'text_cache', 'embed_reference': 'reference', 'denoise': 'chunk',
-              'compress': 'entry'}[name]
-    return _Denoiser(generator, method)
+    return {graph: {name: example(spec) for name, spec in signature.inputs.items()}
+            for graph, signature in graph_signatures(config).items()}
 
 
 def export(generator: Generator, root: Path, note: dict[str, object] | None = None) -> None:
@@ -130,20 +54,32 @@ def export(generator: Generator, root: Path, note: dict[str, object] | None = No
     (root / CONFIG_NAME).write_text(generator.config.to_json() + '\n')
     generator.save(root / WEIGHTS_NAME)
     offsets = safetensors_offsets(root / WEIGHTS_NAME)
+    signatures, found = graph_signatures(generator.config), {}
     for name, inputs in graph_inputs(generator.config).items():
         buffer = io.BytesIO()
         with torch.no_grad():
             torch.onnx.export(
                 graph_module(generator, name), tuple(inputs.values()),
                 buffer,  # type: ignore[arg-type]
-                input_names=list(inputs), output_names=GRAPH_OUTPUTS[name],
+                input_names=list(inputs), output_names=list(signatures[name].outputs),
                 opset_version=OPSET, do_constant_folding=False, dynamo=False)
         for suffix in ('', '.int8') if name == 'denoise' else ('',):
             model = onnx.load_from_string(buffer.getvalue())
             _point_weights(model, offsets, integer_products=suffix == '.int8')
             model.producer_name, model.producer_version = 'interactive_avatar', ''
             onnx.save_model(model, str(root / f'{name}{suffix}.onnx'))
-    write_manifest(root, note)
+        found[name] = _signature_of(model)
+    write_manifest(root, found, note)
+
+
+def _signature_of(model: Any) -> GraphSignature:
+    """Inputs and outputs as they stand in an ONNX graph."""
+    def side(values: Any) -> dict[str, TensorSpec]:
+        return {value.name: TensorSpec(
+            str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)),
+            tuple(d.dim_value for d in value.type.tensor_type.shape.dim)) for value in values}
+
+    return GraphSignature(side(model.graph.input), side(model.graph.output))
 
 
 def _set_equal_tensors_apart(generator: Generator) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.generator.backends.base import Backend
+from interactive_avatar.generator.backends.base import Backend, CacheState, MemoryJob
+from interactive_avatar.generator.config import MemoryConfig
 
 Feature = NDArray[np.float32]
 
@@ -113,77 +115,125 @@ def frame_feature(latent: NDArray[np.float32], reference: NDArray[np.float32]) -
     return pooled.astype(np.float32).reshape(-1)
 
 
-class VisualMemory:
-    """The past of one stream: fills a backend's cache as chunks are committed.
+@dataclass(frozen=True)
+class Leaving:
+    """Latents that leave a stream's adjacent queue together.
+
+    Attributes:
+        latents: float32 [group, C, 16, 16], to be compressed into one entry of the short memory.
+        long_slot: slot of the long memory that takes the oldest short entry, which this one
+            pushes out; None forgets that entry, if there is one.
+    """
+
+    latents: NDArray[np.float32]
+    long_slot: int | None
+
+
+class History:
+    """Which past latents are remembered, and where: the decisions of a stream's memory, without
+    the arrays of any backend.
 
     Args:
-        backend: compresses groups of latents to entries and owns the cache's arrays.
+        sizes: how many entries of each kind there are.
         reference: latent of the reference picture, float32 [C, 16, 16].
-        picture: the reference picture, uint8 [H, W, 3].
         policy: which long-term entry a candidate replaces once all slots are full.
     """
 
-    def __init__(self, backend: Backend, reference: NDArray[np.float32],
-                 picture: NDArray[np.uint8], policy: KeyFramePolicy | None = None) -> None:
-        self._backend, self._reference = backend, reference
+    def __init__(self, sizes: MemoryConfig, reference: NDArray[np.float32],
+                 policy: KeyFramePolicy | None = None) -> None:
+        self._sizes, self._reference = sizes, reference
         self._policy = policy or DynamicKeyFrames()
-        self._sizes = backend.config.memory
-        self.cache = backend.new_cache()
-        self.cache.open(picture, reference)
-        self.cache.place('reference', 0, backend.embed_reference(reference))
         self._adjacent: list[NDArray[np.float32]] = []
         self._pending: list[NDArray[np.float32]] = []
         self._short: list[Feature] = []
         self.long_features: list[Feature] = []
 
-    def commit(self, latent: NDArray[np.float32], entry: object) -> None:
-        """Take in a finished chunk.
-
-        Args:
-            latent: float32 [C, 16, 16]. entry: its keys and values from `Backend.commit`.
-        """
-        self.cache.push('adjacent', entry)
-        self.cache.follow(latent)
+    def follow(self, latent: NDArray[np.float32]) -> Leaving | None:
+        """Take in a finished latent, float32 [C, 16, 16]; what leaves the queue now, mostly
+        nothing."""
         self._adjacent.append(latent)
         if len(self._adjacent) <= self._sizes.adjacent:
-            return
+            return None
         past = self._adjacent.pop(0)
         if isinstance(self._policy, WindowOnly):
-            return
+            return None
         self._pending.append(past)
         if len(self._pending) < self._sizes.group:
-            return
+            return None
         group = np.stack(self._pending)
         self._pending = []
-        compressed = self._backend.compress(group, self.cache)
+        slot = None
         if len(self._short) == self._sizes.short:
-            self._remember(self._short.pop(0), self.cache.take('short', 0))
+            slot = self._long_slot(self._short.pop(0))
         self._short.append(frame_feature(group.mean(axis=0), self._reference))
-        self.cache.push('short', compressed)
+        return Leaving(group, slot)
 
-    def _remember(self, feature: Feature, entry: object) -> None:
+    def _long_slot(self, feature: Feature) -> int | None:
+        """Where an entry that leaves the short memory goes."""
         if isinstance(self._policy, NoKeyFrames):
-            return
+            return None
         if len(self.long_features) < self._sizes.long:
-            slot: int | None = len(self.long_features)
             self.long_features.append(feature)
-        else:
-            slot = self._policy.slot(self.long_features, feature)
-            if slot is not None:
-                self.long_features[slot] = feature
+            return len(self.long_features) - 1
+        slot = self._policy.slot(self.long_features, feature)
         if slot is not None:
-            self.cache.place('long', slot, entry)
+            self.long_features[slot] = feature
+        return slot
 
     @property
     def redundancy(self) -> float:
         """Redundancy R of the long memory now."""
         return redundancy(self.long_features)
 
-    def copy(self) -> VisualMemory:
+    def copy(self) -> History:
         """An independent copy; the latents themselves are never written to and are shared."""
         other = copy.copy(self)
-        other.cache = self.cache.copy()
         other._policy = copy.deepcopy(self._policy)
         for name in ('_adjacent', '_pending', '_short', 'long_features'):
             setattr(other, name, list(getattr(self, name)))
         return other
+
+
+class VisualMemory:
+    """The past of one stream: says what enters and leaves a backend's cache as chunks are made.
+
+    Args:
+        backend: owns the cache's arrays.
+        cache: what the networks see; `CacheState.begin` for a new stream.
+        history: of this stream so far.
+    """
+
+    def __init__(self, backend: Backend, cache: CacheState, history: History) -> None:
+        self.history = history
+        self.cache = backend.open_cache(cache)
+
+    def commit(self, latent: NDArray[np.float32]) -> MemoryJob | None:
+        """Take in a finished chunk, float32 [C, 16, 16], that the backend has committed.
+
+        Returns:
+            What is to be compressed and remembered now, for `Backend.remember`; mostly nothing.
+        """
+        leaving = self.history.follow(latent)
+        return leaving and MemoryJob(leaving.latents, self.cache, leaving.long_slot)
+
+    @property
+    def redundancy(self) -> float:
+        """Redundancy R of the long memory now."""
+        return self.history.redundancy
+
+    def snapshot(self) -> MemorySnapshot:
+        """An independent copy, of no backend."""
+        return MemorySnapshot(self.cache.state(), self.history.copy())
+
+    @classmethod
+    def restore(cls, backend: Backend, snapshot: MemorySnapshot) -> VisualMemory:
+        """A memory in ``backend`` that goes on from a snapshot."""
+        return cls(backend, snapshot.cache, snapshot.history.copy())
+
+
+@dataclass(frozen=True)
+class MemorySnapshot:
+    """A `VisualMemory` between two chunks, in host memory."""
+
+    cache: CacheState
+    history: History

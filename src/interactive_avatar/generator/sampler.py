@@ -17,27 +17,36 @@ def mix(clean: Latent, level: float, noise: Latent) -> Latent:
     return ((1.0 - level) * clean + level * noise).astype(np.float32)
 
 
-def sample(velocity: Callable[[Latent, float], Latent], shape: Sequence[int],
-           levels: Sequence[float], random: np.random.Generator) -> Latent:
+def check_levels(levels: Sequence[float]) -> None:
+    """Refuse noise levels that do not start at 1 and fall.
+
+    Raises:
+        ValueError: with the levels.
+    """
+    if not levels or levels[0] != 1.0 or any(a <= b for a, b in pairwise(levels)):
+        raise ValueError(f'noise levels {tuple(levels)} must start at 1 and fall')
+
+
+def sample(velocity: Callable[[Latent, float], Latent], noise: Latent,
+           levels: Sequence[float]) -> Latent:
     """Sample x0 in ``len(levels)`` steps (Self-Forcing's sampler).
 
     Args:
-        velocity: (x_t, t) -> noise − x0, all float32 of ``shape``.
-        shape: of the latent, [C, h, w].
+        velocity: (x_t, t) -> noise − x0, all float32 [C, h, w].
+        noise: float32 [at least len(levels), C, h, w]: where it starts, and what is put back
+            between the steps.
         levels: falling noise levels, the first 1.
 
     Returns:
-        float32 of ``shape``.
+        float32 [C, h, w].
 
     Raises:
         ValueError: if the levels do not start at 1 and fall.
     """
-    if not levels or levels[0] != 1.0 or any(a <= b for a, b in pairwise(levels)):
-        raise ValueError(f'noise levels {tuple(levels)} must start at 1 and fall')
-    x = random.standard_normal(tuple(shape), np.float32)
-    clean = x
+    check_levels(levels)
+    x = clean = noise[0]
     for index, level in enumerate(levels):
         clean = x - np.float32(level) * velocity(x, level)
         if index + 1 < len(levels):
-            x = mix(clean, levels[index + 1], random.standard_normal(tuple(shape), np.float32))
+            x = mix(clean, levels[index + 1], noise[index + 1])
     return clean

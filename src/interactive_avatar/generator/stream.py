@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.generator.backends import open_backend
-from interactive_avatar.generator.backends.base import Backend
+from interactive_avatar.generator.backends.base import (
+    Backend,
+    CacheState,
+    ChunkJob,
+    ChunkResult,
+    MemoryJob,
+)
 from interactive_avatar.generator.conditioning import ConditioningBank
-from interactive_avatar.generator.memory import KEY_FRAME_POLICIES, VisualMemory
+from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.memory import (
+    KEY_FRAME_POLICIES,
+    History,
+    MemorySnapshot,
+    VisualMemory,
+)
 from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.prompts import WorldState, stable_prompt
-from interactive_avatar.generator.sampler import mix, sample
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 from interactive_avatar.media.mel import MEL_FLOOR_LN, MEL_HISTORY_SAMPLES, log_mel
 from interactive_avatar.media.picture import check_reference, fit_square, read_image
@@ -48,7 +58,7 @@ class Chunk:
         frames: uint8 [4, H, W, 3] RGB.
         audio: int16 [2560], the sound that belongs to the frames.
         prompt: the prompt they were made under.
-        seconds: time spent per stage (audio, denoise, decode, commit, total).
+        seconds: time spent per stage (audio, denoise, decode, commit, memory, total).
     """
 
     index: int
@@ -69,6 +79,27 @@ class _State:
     prompt: str
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A stream between two chunks, in host memory and of no backend."""
+
+    memory: MemorySnapshot
+    mel: NDArray[np.float32]
+    heard: NDArray[np.int16]
+    index: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class BegunChunk:
+    """A chunk whose job is ready for the backend; see `AvatarStream.begin`."""
+
+    job: ChunkJob
+    mel: NDArray[np.float32]
+    speech: NDArray[np.int16]
+    seconds: float
+
+
 class AvatarStream:
     """One avatar's stream; see `open`. Not thread-safe: step, switch and prepare from one thread
     or behind a lock.
@@ -81,19 +112,21 @@ class AvatarStream:
 
     def __init__(self, backend: Backend, reference: NDArray[np.uint8], prompt: str,
                  encode_text: Callable[[str], NDArray[np.float32]], seed: int = 0,
-                 key_frames: str = 'dynamic') -> None:
-        """Args: see `open`; encode_text: text to hidden states float32 [n, width]."""
+                 key_frames: str = 'dynamic', bank: ConditioningBank | None = None) -> None:
+        """Args: see `open`; encode_text: text to hidden states float32 [n, width]; bank: text
+        caches shared with other streams of the backend."""
         config = backend.config
         self.config, self.backend, self._seed = config, backend, seed
-        self._bank = ConditioningBank(backend, encode_text)
+        self._bank = bank or ConditioningBank(backend, encode_text)
+        self._bank.prepare(prompt)
         still = np.repeat(reference[None], config.autoencoder.frames, axis=0)
         latent = backend.encode_image(still)
         mel = np.full((config.audio.window_mels, config.audio.mel_bands), MEL_FLOOR_LN,
                       np.float32)
-        self._state = _State(VisualMemory(backend, latent, reference,
-                                          KEY_FRAME_POLICIES[key_frames]()),
-                             mel, np.zeros(CHUNK_SAMPLES, np.int16), 0, prompt)
-        self._bank.prepare(prompt)
+        start = CacheState.begin(config, reference, latent, *backend.embed_reference(latent))
+        memory = VisualMemory(backend, start, History(
+            config.memory, latent, KEY_FRAME_POLICIES[key_frames]()))
+        self._state = _State(memory, mel, np.zeros(CHUNK_SAMPLES, np.int16), 0, prompt)
 
     @classmethod
     def open(cls, model: Path | str = 'models/compact', backend: str = 'onnx',
@@ -126,11 +159,7 @@ class AvatarStream:
         from interactive_avatar.generator.text import TextEncoder
 
         files = ModelFiles.open(model)
-        if reference is None or isinstance(reference, str):
-            picture = identity_picture(files, reference)
-        else:
-            picture = check_reference(reference)
-        picture = fit_square(picture, files.config.autoencoder.picture_px)
+        picture = reference_picture(files, files.config, reference)
         return cls(open_backend(backend, files, **backend_options), picture,
                    prompt or stable_prompt(WorldState()), TextEncoder.load().encode, seed,
                    key_frames)
@@ -166,53 +195,90 @@ class AvatarStream:
         Raises:
             ValueError: on another type or length.
         """
+        begun = self.begin(speech)
+        result, = self.backend.chunks([begun.job])
+        chunk, work = self.finish(begun, result)
+        if work is not None:
+            started_s = time.perf_counter()
+            self.backend.remember([work])
+            spent_s = time.perf_counter() - started_s
+            chunk.seconds['memory'] += spent_s
+            chunk.seconds['total'] += spent_s
+        return chunk
+
+    def begin(self, speech: NDArray[np.int16]) -> BegunChunk:
+        """The first part of `step`: what the backend needs for the next chunk.
+
+        `step` is `begin`, `Backend.chunks`, `finish`, `Backend.remember`; a group of streams takes
+        the backend's parts for all of them at once.
+
+        Raises:
+            ValueError: see `step`.
+        """
         if speech.dtype != np.int16 or speech.shape != (CHUNK_SAMPLES,):
             raise ValueError(f'step needs int16 [{CHUNK_SAMPLES}], got {speech.dtype} '
                              f'{list(speech.shape)}')
+        started_s = time.perf_counter()
         state, a = self._state, self.config.autoencoder
-        marks = [time.perf_counter()]
         fresh = log_mel(speech, state.heard[-MEL_HISTORY_SAMPLES:])
-        state.mel = np.concatenate([state.mel[len(fresh):], fresh])
-        audio = self.backend.encode_audio(state.mel)
-        text = self._bank.prepare(state.prompt)
-        random = np.random.default_rng([self._seed, state.index])
-        cache, backend = state.memory.cache, self.backend
-        marks.append(time.perf_counter())
-        latent = sample(lambda x, t: backend.denoise(x, t, audio, text, cache),
-                        (a.latent_channels, a.latent_px, a.latent_px),
-                        self.config.sampler.levels, random)
-        marks.append(time.perf_counter())
-        frames = backend.decode(latent, cache)
-        marks.append(time.perf_counter())
-        level = self.config.sampler.commit_level
-        noise = random.standard_normal(latent.shape, np.float32)
-        state.memory.commit(latent, backend.commit(mix(latent, level, noise), level, audio, text,
-                                                   cache))
-        marks.append(time.perf_counter())
-        spans = np.diff(marks).tolist()
-        chunk = Chunk(state.index, frames, state.heard, state.prompt,
-                      {**dict(zip(('audio', 'denoise', 'decode', 'commit'), spans, strict=True)),
-                       'total': marks[-1] - marks[0]})
-        state.heard = speech.copy()
+        mel = np.concatenate([state.mel[len(fresh):], fresh])
+        noise = np.random.default_rng([self._seed, state.index]).standard_normal(
+            (len(self.config.sampler.levels) + 1, a.latent_channels, a.latent_px, a.latent_px),
+            np.float32)
+        job = ChunkJob(mel, noise, self._bank.prepare(state.prompt), state.memory.cache)
+        return BegunChunk(job, mel, speech.copy(), time.perf_counter() - started_s)
+
+    def finish(self, begun: BegunChunk, result: ChunkResult) -> tuple[Chunk, MemoryJob | None]:
+        """The second part of `step`: the chunk, and what is to be remembered now, if anything."""
+        started_s = time.perf_counter()
+        state = self._state
+        work = state.memory.commit(result.latent)
+        seconds = dict(result.seconds)
+        seconds['audio'] = seconds.get('audio', 0.0) + begun.seconds
+        seconds['memory'] = time.perf_counter() - started_s
+        seconds['total'] = sum(seconds.values())
+        chunk = Chunk(state.index, result.frames, state.heard, state.prompt, seconds)
+        state.mel, state.heard = begun.mel, begun.speech
         state.index += 1
-        return chunk
+        return chunk, work
 
-    def snapshot(self) -> object:
-        """The whole state between two chunks, for `restore` on this stream."""
-        state = copy.copy(self._state)
-        state.memory = state.memory.copy()
-        return state
+    def snapshot(self) -> Snapshot:
+        """The whole state between two chunks, for `restore` on any stream of the same model."""
+        state = self._state
+        return Snapshot(state.memory.snapshot(), state.mel, state.heard, state.index, state.prompt)
 
-    def restore(self, snapshot: object) -> None:
-        """Go back to a snapshot; it can be restored any number of times.
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot, which may come from a stream on another backend; it can be
+        restored any number of times.
 
         Raises:
             TypeError: if it is not a snapshot.
         """
-        if not isinstance(snapshot, _State):
+        if not isinstance(snapshot, Snapshot):
             raise TypeError(f'{type(snapshot).__name__} is not a snapshot of a stream')
-        self._state = copy.copy(snapshot)
-        self._state.memory = snapshot.memory.copy()
+        self._bank.prepare(snapshot.prompt)
+        self._state.memory.cache.close()
+        self._state = _State(VisualMemory.restore(self.backend, snapshot.memory), snapshot.mel,
+                             snapshot.heard, snapshot.index, snapshot.prompt)
+
+    def close(self) -> None:
+        """Give the stream's memory back to the backend, which goes on serving others."""
+        self._state.memory.cache.close()
+
+
+def reference_picture(files: ModelFiles | None, config: GeneratorConfig,
+                      reference: NDArray[np.uint8] | str | None) -> NDArray[np.uint8]:
+    """The reference picture at the model's size: RGB uint8 [H, W, 3] of any size, or the name of
+    one of the model's identities, or None for its first.
+
+    Raises:
+        ModelError: if the model has no identities; ValueError: on an unusable picture or name.
+    """
+    if isinstance(reference, np.ndarray):
+        return fit_square(check_reference(reference), config.autoencoder.picture_px)
+    if files is None:
+        raise ModelError('there are no identities without a model directory; give a picture')
+    return fit_square(identity_picture(files, reference), config.autoencoder.picture_px)
 
 
 def identity_picture(files: IdentityFiles, name: str | None) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,12 @@ class GeneratorOptions:
 
     autostart: bool = option(True, 'configure and activate without being asked')
     model: str = option('models/compact', 'folder of the model, absolute or in the package')
-    backend: str = option('onnx', 'what runs the model', choices=('onnx', 'tensorrt', 'torch'))
+    backend: str = option('auto', 'what runs the model; auto takes tensorrt if it can run, else '
+                                  'torch on a CUDA card, else onnx',
+                          choices=('auto', 'onnx', 'tensorrt', 'torch'))
+    fallback: bool = option(True, 'go on with the onnx backend when the card fails')
+    build_engines: bool = option(True, 'build TensorRT engines that are missing; otherwise they '
+                                       'are refused with the command that builds them')
     threads: int = option(2, 'processor threads of the onnx backend', minimum=1, maximum=64)
     int8: bool = option(True, 'use the 8-bit graph of the onnx backend: faster, a little coarser')
     reference: str = option('', 'who the avatar is: a named identity of the model, or the path of '
@@ -62,8 +68,17 @@ class GeneratorOptions:
                        minimum=-20, maximum=19)
 
 
-def open_stream(options: GeneratorOptions) -> Any:
+def open_stream(options: GeneratorOptions, log: Callable[[str], None] = print,
+                report: Callable[[str], None] = print) -> tuple[Any, str]:
     """Open the stream that the options describe.
+
+    Args:
+        options: the node's parameters.
+        log: told what takes long, such as building engines.
+        report: told if the card fails later and the stream goes on without it.
+
+    Returns:
+        the stream, and which backend runs it and why.
 
     Raises:
         FileNotFoundError: if the model or the reference picture is missing.
@@ -72,16 +87,39 @@ def open_stream(options: GeneratorOptions) -> Any:
     # Imported here so that a missing dependency is a failed transition with a message, not a
     # node that is never seen.
     from interactive_avatar.generator import AvatarStream
+    from interactive_avatar.generator.backends import (
+        AUTO,
+        BackendMemoryError,
+        choose_backend,
+    )
+    from interactive_avatar.generator.model import ModelError
     from interactive_avatar.generator.prompts import WorldState, stable_prompt
+    from interactive_avatar.generator.resilient import ResilientStream
     reference: Any = options.reference or None
     if options.reference and any(mark in options.reference for mark in './\\'):
         reference = read_image(resource(options.reference))
-    arguments: dict[str, Any] = {
-        'model': str(resource(options.model)), 'backend': options.backend,
-        'prompt': options.prompt or stable_prompt(WorldState()), 'seed': options.seed}
-    if options.backend == 'onnx':
-        arguments |= {'threads': options.threads, 'int8': options.int8}
-    return AvatarStream.open(reference=reference, **arguments)
+    def opened(name: str) -> AvatarStream:
+        extra: dict[str, Any] = {}
+        if name == 'onnx':
+            extra = {'threads': options.threads, 'int8': options.int8}
+        elif name == 'tensorrt':
+            extra = {'build': options.build_engines, 'log': log}
+        return AvatarStream.open(
+            model=str(resource(options.model)), backend=name, reference=reference,
+            prompt=options.prompt or stable_prompt(WorldState()), seed=options.seed, **extra)
+
+    name, reason = options.backend, 'chosen by the parameter backend'
+    if name == AUTO:
+        name, reason = choose_backend()
+    if name == 'onnx' or not options.fallback:
+        return opened(name), f'{name} ({reason})'
+    try:
+        stream = opened(name)
+    except (ModelError, BackendMemoryError) as error:
+        if options.backend != AUTO:
+            raise
+        return opened('onnx'), f'onnx ({name} was chosen and failed: {error})'
+    return (ResilientStream(stream, lambda: opened('onnx'), report), f'{name} ({reason})')
 
 
 class GeneratorNode(AvatarNode):
@@ -104,7 +142,9 @@ class GeneratorNode(AvatarNode):
         def load() -> None:
             be_nice(self, self.options.nice)
             try:
-                opened.append(open_stream(self.options))
+                opened.append(open_stream(
+                    self.options, lambda text: self.get_logger().info(text),
+                    lambda text: self.report('backend_lost', text)))
             except Exception as error:
                 failure.append(error)
 
@@ -113,7 +153,9 @@ class GeneratorNode(AvatarNode):
         loader.join()
         if failure:
             raise failure[0]
-        self._stream = opened[0]
+        self._stream, backend = opened[0]
+        self.get_logger().info(f'backend: {backend}')
+        self.diagnostics.values['backend'] = backend
         self._speech = SpeechQueue(self.options.prebuffer_chunks)
         self._image = self.publish_to(Image, 'image_raw', qos.IMAGE)
         self._info = self.publish_to(CameraInfo, 'camera_info', qos.IMAGE)

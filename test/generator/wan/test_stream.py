@@ -133,7 +133,7 @@ def test_memory_fills_and_stays_bounded(model: Path) -> None:
         if index in (26, 35):
             cache = stream.memory.cache
             sizes.append((cache.frame_tokens, cache.entry_tokens, len(
-                stream.memory.long_features)))
+                stream.memory.history.long_features)))
     memory = WAN_TINY.memory
     assert sizes[0] == sizes[1] == (
         4 * TINY.frame_tokens, (memory.short + memory.long) * memory.entry_tokens,

@@ -1,98 +1,208 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend offers to the stream: the model's graphs, and a cache kept where it likes."""
+"""What a backend offers to streams: whole chunks, and a cache kept where it likes."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.generator.config import GeneratorConfig
 
-KeysValues = Any
-"""Keys and values of some tokens in every layer; opaque outside their backend."""
+MASKED: Final = np.float32(-1e4)
+"""Added to attention scores of empty slots; finite in float16."""
+
+STAGES: Final = ('audio', 'denoise', 'decode', 'commit')
+"""Parts of a chunk that backends time, in order."""
 
 TextCache = Any
 """A prompt's text keys, values and mask in every layer; opaque outside its backend."""
 
-MASKED = np.float32(-1e4)
-"""Added to attention scores of empty slots; finite in float16."""
+
+class BackendMemoryError(RuntimeError):
+    """The device has no room for one more stream; those that run are not touched."""
+
+
+class BackendLostError(RuntimeError):
+    """The device failed and its caches are gone; open another backend and restore a snapshot."""
+
+
+@dataclass
+class CacheState:
+    """All that the networks see of a stream's past, in host memory: the form that every backend
+    takes and gives, so that a stream can go on elsewhere.
+
+    Attributes:
+        k, v: keys (not rotated) and values float32 [L, H, context tokens, hw].
+        mask: float32 [context tokens], 0 where a slot is filled, `MASKED` where not.
+        previous: finished latent that the next chunk follows, float32 [C, 16, 16].
+        reference: latent of the reference picture, float32 [C, 16, 16].
+        last: frame shown last, uint8 [H, W, 3].
+        picture: reference picture, uint8 [H, W, 3].
+    """
+
+    k: NDArray[np.float32]
+    v: NDArray[np.float32]
+    mask: NDArray[np.float32]
+    previous: NDArray[np.float32]
+    reference: NDArray[np.float32]
+    last: NDArray[np.uint8]
+    picture: NDArray[np.uint8]
+
+    @classmethod
+    def begin(cls, config: GeneratorConfig, picture: NDArray[np.uint8],
+              latent: NDArray[np.float32], k: NDArray[np.float32],
+              v: NDArray[np.float32]) -> CacheState:
+        """The state of a stream that shows its reference picture.
+
+        Args:
+            config: sizes of the networks.
+            picture: uint8 [H, W, 3]; latent: its latent float32 [C, 16, 16].
+            k, v: keys and values of the reference, float32 [L, H, chunk tokens, hw].
+        """
+        d = config.denoiser
+        shape = (d.layers, d.heads, config.context_tokens, d.head_width)
+        state = cls(np.zeros(shape, np.float32), np.zeros(shape, np.float32),
+                    np.full(config.context_tokens, MASKED, np.float32), latent, latent, picture,
+                    picture)
+        tokens = k.shape[2]
+        state.k[:, :, :tokens], state.v[:, :, :tokens], state.mask[:tokens] = k, v, 0.0
+        return state
+
+    def copy(self) -> CacheState:
+        """An independent copy."""
+        return CacheState(**{field.name: getattr(self, field.name).copy()
+                             for field in dataclasses.fields(self)})
 
 
 class Cache(Protocol):
-    """What a stream's next chunk sees: slots of keys and values for self-attention, the latent it
-    follows, and for the decoder the reference picture and the frame shown last."""
+    """A stream's past in a backend; moved on by `Backend.chunks` and `Backend.remember`."""
 
-    def open(self, picture: NDArray[np.uint8], latent: NDArray[np.float32]) -> None:
-        """Begin a stream at a reference picture uint8 [H, W, 3] with its latent [C, 16, 16]."""
+    def state(self) -> CacheState:
+        """A copy in host memory."""
         ...
 
-    def place(self, kind: str, index: int, entry: KeysValues) -> None:
-        """Fill slot ``index`` of ``kind`` (reference, long, short, adjacent)."""
+    def close(self) -> None:
+        """Give its memory back; it cannot be used afterwards."""
         ...
 
-    def push(self, kind: str, entry: KeysValues) -> None:
-        """Shift the slots of ``kind`` by one (the oldest falls out) and fill the newest."""
-        ...
 
-    def take(self, kind: str, index: int) -> KeysValues:
-        """A copy of a slot's keys and values."""
-        ...
+@dataclass(frozen=True)
+class ChunkJob:
+    """One stream's next chunk.
 
-    def follow(self, latent: NDArray[np.float32]) -> None:
-        """Name the finished latent float32 [C, 16, 16] that the next chunk follows."""
-        ...
+    Attributes:
+        mel: log-mel window float32 [96, 64].
+        noise: float32 [steps + 1, C, 16, 16]: where the sampler starts, what it puts back between
+            its steps, and last what the commit adds.
+        text: the prompt.
+        cache: the stream's past.
+    """
 
-    def copy(self) -> Any:
-        """An independent copy."""
-        ...
+    mel: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    text: TextCache
+    cache: Any
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What became of a `ChunkJob`.
+
+    Attributes:
+        latent: float32 [C, 16, 16].
+        frames: uint8 [4, H, W, 3].
+        seconds: time of each of `STAGES`, as far as the backend can tell them apart.
+    """
+
+    latent: NDArray[np.float32]
+    frames: NDArray[np.uint8]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MemoryJob:
+    """Latents that leave a stream's adjacent queue, to be compressed into its short memory.
+
+    Attributes:
+        latents: float32 [group, C, 16, 16].
+        cache: the stream's past.
+        long_slot: slot of the long memory that takes the oldest short entry, which this one
+            pushes out; None forgets that entry.
+    """
+
+    latents: NDArray[np.float32]
+    cache: Any
+    long_slot: int | None
 
 
 class Backend(Protocol):
-    """Runs the graphs of one model. All arrays are numpy on the host.
+    """Runs one model for one or many streams. All arrays are numpy on the host.
 
-    A `cache` argument is always a cache of the same backend, from `new_cache`.
+    Not thread-safe. Caches and texts are those of the same backend.
     """
 
     name: str
     config: GeneratorConfig
 
-    def new_cache(self) -> Cache:
-        """An empty cache."""
-        ...
-
     def encode_image(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [4, H, W, 3] -> latent float32 [C, 16, 16]."""
         ...
 
-    def encode_audio(self, mel: NDArray[np.float32]) -> KeysValues:
-        """Log-mel float32 [96, 64] of a chunk's window -> keys and values for its forwards."""
+    def embed_reference(
+            self, latent: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Latent of the reference picture -> keys and values float32 [L, H, tokens, hw]."""
         ...
 
     def encode_text(self, tokens: NDArray[np.float32]) -> TextCache:
         """Text encoder states float32 [n, text width] -> a prompt's keys and values."""
         ...
 
-    def embed_reference(self, latent: NDArray[np.float32]) -> KeysValues:
-        """Latent of the reference picture -> its slot's keys and values."""
+    def open_cache(self, state: CacheState) -> Cache:
+        """Take in a stream's past.
+
+        Raises:
+            BackendMemoryError: if there is no room; other streams are not touched.
+        """
         ...
 
-    def denoise(self, latent: NDArray[np.float32], level: float, audio: KeysValues,
-                text: TextCache, cache: Any) -> NDArray[np.float32]:
-        """Velocity float32 [C, 16, 16] of a noisy latent at ``level`` in [0, 1]."""
+    def chunks(self, jobs: Sequence[ChunkJob]) -> list[ChunkResult]:
+        """Make the next chunk of each job: encode the sound, denoise, decode, and commit the
+        finished latent to the adjacent queue.
+
+        Raises:
+            BackendLostError: if the device failed.
+        """
         ...
 
-    def commit(self, latent: NDArray[np.float32], level: float, audio: KeysValues,
-               text: TextCache, cache: Any) -> KeysValues:
-        """Keys and values of a finished latent, to be pushed to ``adjacent``."""
+    def remember(self, jobs: Sequence[MemoryJob]) -> None:
+        """Compress groups of latents and push them into the short memories.
+
+        Raises:
+            BackendLostError: if the device failed.
+        """
         ...
 
-    def compress(self, latents: NDArray[np.float32], cache: Any) -> KeysValues:
-        """Latents float32 [group, C, 16, 16] -> keys and values of one memory entry."""
+    def run_graph(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one graph of `signatures` by itself, to compare and to measure."""
         ...
 
-    def decode(self, latent: NDArray[np.float32], cache: Any) -> NDArray[np.uint8]:
-        """Latent float32 [C, 16, 16] -> frames uint8 [4, H, W, 3], going on from the frame that
-        the cache's stream showed last; the cache then holds the last of these."""
+    def close(self) -> None:
+        """Release the device."""
         ...
+
+
+def pad_text(tokens: NDArray[np.float32],
+             config: GeneratorConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Text states float32 [n, text width] at the fixed length: states [text tokens, text width]
+    and mask [text tokens]; longer prompts are cut."""
+    d = config.denoiser
+    padded = np.zeros((d.text_tokens, d.text_width), np.float32)
+    mask = np.full(d.text_tokens, MASKED, np.float32)
+    count = min(len(tokens), d.text_tokens)
+    padded[:count], mask[:count] = tokens[:count], 0.0
+    return padded, mask

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime on the CPU: the embedded default. Needs neither torch nor a GPU."""
+"""ONNX Runtime on the CPU: the embedded default. Needs neither torch nor a GPU.
+
+Every graph reads and writes buffers that are bound once, so that a chunk allocates nothing but
+what it hands out.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +16,26 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from interactive_avatar.generator.backends.base import MASKED
+from interactive_avatar.generator.backends.base import (
+    STAGES,
+    CacheState,
+    ChunkJob,
+    ChunkResult,
+    MemoryJob,
+    pad_text,
+)
 from interactive_avatar.generator.config import GeneratorConfig
-from interactive_avatar.generator.model import GRAPH_NAMES, ModelError, ModelFiles
+from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.positions import cache_table, rotate
+from interactive_avatar.generator.sampler import mix, sample
+from interactive_avatar.generator.signatures import (
+    STREAM_GRAPHS,
+    GraphSignature,
+    TensorSpec,
+    graph_signatures,
+)
 
-Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+INT8_SUFFIX = '.int8'
 
 
 @dataclass(frozen=True)
@@ -28,75 +48,93 @@ class OnnxText:
 
 
 class OnnxCache:
-    """Keys and values float32 [1, L, H, context tokens, hw] in host memory, written in place.
+    """A stream's past in host memory, written in place; a batch of one leads every shape.
 
     Keys are kept as they came; `rotated` holds them turned to the positions of their slots,
     refreshed where a slot changes, so that the forwards of a chunk share one rotation.
     """
 
-    def __init__(self, config: GeneratorConfig) -> None:
-        d = config.denoiser
-        shape = (1, d.layers, d.heads, config.context_tokens, d.head_width)
-        self.k = np.zeros(shape, np.float32)
-        self.rotated = np.zeros(shape, np.float32)
-        self.v = np.zeros(shape, np.float32)
-        self.mask = np.full((1, config.context_tokens), MASKED, np.float32)
-        a = config.autoencoder
-        self.previous = np.zeros((1, a.latent_channels, a.latent_px, a.latent_px), np.float32)
-        self.reference = self.previous
-        self.picture = np.zeros((1, a.picture_px, a.picture_px, 3), np.uint8)
-        self.last = self.picture
+    def __init__(self, config: GeneratorConfig, state: CacheState) -> None:
+        own = state.copy()
+        self.k, self.v, self.mask = own.k[None], own.v[None], own.mask[None]
+        self.previous, self.reference = own.previous[None], own.reference[None]
+        self.last, self.picture = own.last[None], own.picture[None]
+        self.rotated = np.zeros_like(self.k)
         self._cos, self._sin = cache_table(config)
         self._slots = config.cache_layout
-
-    def _span(self, kind: str, index: int) -> slice:
-        start, count, tokens = self._slots[kind]
-        if not 0 <= index < count:
-            raise IndexError(f'slot {index} of {kind!r} does not exist; it has {count}')
-        return slice(start + index * tokens, start + (index + 1) * tokens)
+        self._turn(slice(None))
+        tokens = config.chunk_tokens
+        # What compression reads: a slot that never changes, as the contiguous array it binds.
+        self.reference_k = np.ascontiguousarray(self.k[..., :tokens, :])
+        self.reference_v = np.ascontiguousarray(self.v[..., :tokens, :])
 
     def _turn(self, span: slice) -> None:
         self.rotated[..., span, :] = rotate(self.k[..., span, :],
                                             (self._cos[span], self._sin[span]))
 
-    def open(self, picture: NDArray[np.uint8], latent: NDArray[np.float32]) -> None:
-        """See `Cache.open`."""
-        self.picture = self.last = picture[None]
-        self.reference = self.previous = latent[None].astype(np.float32)
-
-    def place(self, kind: str, index: int, entry: Pair) -> None:
-        """See `Cache.place`."""
-        span = self._span(kind, index)
-        self.k[..., span, :], self.v[..., span, :] = entry
-        self.mask[:, span] = 0.0
-        self._turn(span)
-
-    def push(self, kind: str, entry: Pair) -> None:
-        """See `Cache.push`."""
+    def push(self, kind: str, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
+        """Shift the slots of ``kind`` by one (the oldest falls out) and fill the newest."""
         start, count, tokens = self._slots[kind]
         end = start + count * tokens
-        for array in (self.k, self.v):
-            array[..., start:end - tokens, :] = array[..., start + tokens:end, :].copy()
+        for array, entry in ((self.k, k), (self.v, v)):
+            # Slot by slot: source and target of a whole shift would overlap.
+            for at in range(start, end - tokens, tokens):
+                array[..., at:at + tokens, :] = array[..., at + tokens:at + 2 * tokens, :]
+            array[..., end - tokens:end, :] = entry
         self.mask[:, start:end - tokens] = self.mask[:, start + tokens:end].copy()
-        self._turn(slice(start, end - tokens))
-        self.place(kind, count - 1, entry)
+        self.mask[:, end - tokens:end] = 0.0
+        self._turn(slice(start, end))
 
-    def take(self, kind: str, index: int) -> Pair:
-        """See `Cache.take`."""
-        span = self._span(kind, index)
-        return self.k[..., span, :].copy(), self.v[..., span, :].copy()
+    def keep(self, slot: int) -> None:
+        """Copy the oldest short entry to slot ``slot`` of the long memory."""
+        source, _, tokens = self._slots['short']
+        start = self._slots['long'][0] + slot * tokens
+        span = slice(start, start + tokens)
+        for array in (self.k, self.v):
+            array[..., span, :] = array[..., source:source + tokens, :]
+        self.mask[:, span] = self.mask[:, source:source + tokens]
+        self._turn(span)
 
-    def follow(self, latent: NDArray[np.float32]) -> None:
-        """See `Cache.follow`."""
-        self.previous = latent[None].astype(np.float32)
+    def state(self) -> CacheState:
+        """See `Cache.state`."""
+        return CacheState(self.k[0], self.v[0], self.mask[0], self.previous[0], self.reference[0],
+                          self.last[0], self.picture[0]).copy()
 
-    def copy(self) -> OnnxCache:
-        """See `Cache.copy`."""
-        other = object.__new__(OnnxCache)
-        other.__dict__.update(self.__dict__)
-        for name in ('k', 'rotated', 'v', 'mask'):
-            setattr(other, name, getattr(self, name).copy())
-        return other
+    def close(self) -> None:
+        """See `Cache.close`; Python frees the arrays."""
+
+
+class _Graph:
+    """A session with its outputs bound to buffers of its own, and inputs bound as they come."""
+
+    def __init__(self, session: Any, signature: GraphSignature) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._signature = signature
+        self._bound: dict[str, NDArray[Any]] = {}
+        self.outputs = {name: np.empty(spec.shape, spec.dtype)
+                        for name, spec in signature.outputs.items()}
+        for name, array in self.outputs.items():
+            self._binding.bind_output(name, 'cpu', 0, array.dtype, array.shape, array.ctypes.data)
+
+    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Run; the outputs are overwritten by the next call.
+
+        Raises:
+            ValueError: on an input of another type or shape.
+        """
+        for name, array in inputs.items():
+            # An array that is bound already is read again as it is now.
+            if self._bound.get(name) is array:
+                continue
+            spec = self._signature.inputs[name]
+            if array.dtype != spec.dtype or array.shape != spec.shape:
+                raise ValueError(f'{name} must be {spec}, got {array.dtype} {list(array.shape)}')
+            array = np.ascontiguousarray(array)
+            self._binding.bind_input(name, 'cpu', 0, array.dtype, array.shape, array.ctypes.data)
+            self._bound[name] = array
+        self._session.run_with_iobinding(self._binding)
+        return self.outputs
 
 
 class OnnxBackend:
@@ -105,7 +143,7 @@ class OnnxBackend:
     Args:
         files: the checked model.
         threads: intra-op threads; 0 lets ONNX Runtime take every core.
-        int8: run the denoiser's matrix products in 8-bit integers.
+        int8: take the 8-bit variant of a graph where the model has one.
         graphs: which graphs to load; all by default.
 
     Raises:
@@ -115,7 +153,7 @@ class OnnxBackend:
     name = 'onnx'
 
     def __init__(self, files: ModelFiles, threads: int = 2, int8: bool = True,
-                 graphs: tuple[str, ...] = GRAPH_NAMES) -> None:
+                 graphs: tuple[str, ...] = STREAM_GRAPHS) -> None:
         self.config = files.config
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -124,77 +162,102 @@ class OnnxBackend:
         options.log_severity_level = 3
         # Waiting threads that spin take the cores that recognition and the voice need.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        self._sessions: dict[str, Any] = {}
+        signatures = graph_signatures(files.config)
+        self._graphs: dict[str, _Graph] = {}
         for name in graphs:
-            try:
-                variant = 'denoise.int8' if int8 and name == 'denoise' else name
-                self._sessions[name] = ort.InferenceSession(
-                    str(files.graph(variant)), options, providers=['CPUExecutionProvider'])
-            except Exception as error:  # ONNX Runtime's exceptions share no base class
-                raise ModelError(f'graph {name!r} of {str(files.root)!r} cannot be loaded by ONNX '
-                                 f"Runtime: {error}; run 'avatar export' again") from error
-
-    def _run(self, name: str, **inputs: Any) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = self._sessions[name].run(None, inputs)
-        return outputs
-
-    def new_cache(self) -> OnnxCache:
-        """See `Backend.new_cache`."""
-        return OnnxCache(self.config)
+            variant = f'{name}{INT8_SUFFIX}'
+            if not int8 or not files.graph(variant).is_file():
+                variant = name
+            self._graphs[name] = _Graph(_open(files, variant, options, signatures[name]),
+                                        signatures[name])
 
     def encode_image(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Backend.encode_image`."""
-        return self._run('encode_image', frames=frames[None])[0][0]
+        return self._graphs['encode_image'](frames=frames[None])['latent'][0].copy()
 
-    def encode_audio(self, mel: NDArray[np.float32]) -> Pair:
-        """See `Backend.encode_audio`."""
-        k, v = self._run('encode_audio', mel=mel[None])
-        return k, v
+    def embed_reference(
+            self, latent: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Backend.embed_reference`."""
+        out = self._graphs['embed_reference'](latent=latent[None])
+        return out['k'][0].copy(), out['v'][0].copy()
 
     def encode_text(self, tokens: NDArray[np.float32]) -> OnnxText:
         """See `Backend.encode_text`; longer prompts are cut, shorter ones masked."""
-        d = self.config.denoiser
-        padded = np.zeros((1, d.text_tokens, d.text_width), np.float32)
-        mask = np.full((1, d.text_tokens), MASKED, np.float32)
-        count = min(len(tokens), d.text_tokens)
-        padded[0, :count] = tokens[:count]
-        mask[0, :count] = 0.0
-        k, v = self._run('encode_text', text=padded)
-        return OnnxText(k, v, mask)
+        padded, mask = pad_text(tokens, self.config)
+        out = self._graphs['encode_text'](text=padded[None])
+        return OnnxText(out['text_k'].copy(), out['text_v'].copy(), mask[None])
 
-    def embed_reference(self, latent: NDArray[np.float32]) -> Pair:
-        """See `Backend.embed_reference`."""
-        k, v = self._run('embed_reference', latent=latent[None])
-        return k, v
+    def open_cache(self, state: CacheState) -> OnnxCache:
+        """See `Backend.open_cache`."""
+        return OnnxCache(self.config, state)
 
-    def _forward(self, latent: NDArray[np.float32], level: float, audio: Pair,
-                 text: OnnxText, cache: OnnxCache) -> list[NDArray[np.float32]]:
-        return self._run('denoise', latent=latent[None], level=np.array([level], np.float32),
-                         previous=cache.previous, audio_k=audio[0], audio_v=audio[1],
-                         text_k=text.k, text_v=text.v, text_mask=text.mask, cache_k=cache.rotated,
-                         cache_v=cache.v, cache_mask=cache.mask)
+    def chunks(self, jobs: Sequence[ChunkJob]) -> list[ChunkResult]:
+        """See `Backend.chunks`; one after the other."""
+        return [self._chunk(job) for job in jobs]
 
-    def denoise(self, latent: NDArray[np.float32], level: float, audio: Pair,
-                text: OnnxText, cache: OnnxCache) -> NDArray[np.float32]:
-        """See `Backend.denoise`."""
-        return self._forward(latent, level, audio, text, cache)[0][0]
+    def _chunk(self, job: ChunkJob) -> ChunkResult:
+        cache, levels = job.cache, self.config.sampler.levels
+        marks = [time.perf_counter()]
+        audio = self._graphs['encode_audio'](mel=job.mel[None])
+        marks.append(time.perf_counter())
 
-    def commit(self, latent: NDArray[np.float32], level: float, audio: Pair,
-               text: OnnxText, cache: OnnxCache) -> Pair:
-        """See `Backend.commit`; the same graph as `denoise`, whose velocity is not used."""
-        _, k, v = self._forward(latent, level, audio, text, cache)
-        return k, v
+        def forward(latent: NDArray[np.float32], level: float) -> dict[str, NDArray[Any]]:
+            return self._graphs['denoise'](
+                latent=latent[None], level=np.array([level], np.float32), previous=cache.previous,
+                audio_k=audio['audio_k'], audio_v=audio['audio_v'], text_k=job.text.k,
+                text_v=job.text.v, text_mask=job.text.mask, cache_k=cache.rotated,
+                cache_v=cache.v, cache_mask=cache.mask)
 
-    def compress(self, latents: NDArray[np.float32], cache: OnnxCache) -> Pair:
-        """See `Backend.compress`."""
-        reference_k, reference_v = cache.take('reference', 0)
-        k, v = self._run('compress', latents=latents[None], reference_k=reference_k,
-                         reference_v=reference_v)
-        return k, v
+        latent = sample(lambda x, level: forward(x, level)['velocity'][0], job.noise, levels)
+        marks.append(time.perf_counter())
+        frames = self._graphs['decode'](
+            latent=latent[None], previous=cache.previous, reference=cache.reference,
+            last=cache.last, picture=cache.picture)['frames'][0].copy()
+        marks.append(time.perf_counter())
+        level = self.config.sampler.commit_level
+        out = forward(mix(latent, level, job.noise[len(levels)]), level)
+        cache.push('adjacent', out['k'], out['v'])
+        cache.previous[0], cache.last[0] = latent, frames[-1]
+        marks.append(time.perf_counter())
+        return ChunkResult(latent, frames, dict(zip(STAGES, np.diff(marks).tolist(),
+                                                    strict=True)))
 
-    def decode(self, latent: NDArray[np.float32], cache: OnnxCache) -> NDArray[np.uint8]:
-        """See `Backend.decode`."""
-        frames = self._run('decode', latent=latent[None], previous=cache.previous,
-                           reference=cache.reference, last=cache.last, picture=cache.picture)[0][0]
-        cache.last = frames[None, -1]
-        return frames
+    def remember(self, jobs: Sequence[MemoryJob]) -> None:
+        """See `Backend.remember`."""
+        for job in jobs:
+            out = self._graphs['compress'](latents=job.latents[None],
+                                           reference_k=job.cache.reference_k,
+                                           reference_v=job.cache.reference_v)
+            if job.long_slot is not None:
+                job.cache.keep(job.long_slot)
+            job.cache.push('short', out['k'], out['v'])
+
+    def run_graph(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See `Backend.run_graph`."""
+        return {key: value.copy() for key, value in self._graphs[name](**inputs).items()}
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._graphs.clear()
+
+
+ONNX_DTYPES = {'tensor(float)': 'float32', 'tensor(uint8)': 'uint8', 'tensor(int64)': 'int64',
+               'tensor(float16)': 'float16'}
+
+
+def _open(files: ModelFiles, variant: str, options: Any, wanted: GraphSignature) -> Any:
+    """A session for a graph, checked against its signature."""
+    try:
+        session = ort.InferenceSession(str(files.graph(variant)), options,
+                                       providers=['CPUExecutionProvider'])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise ModelError(f'graph {variant!r} of {str(files.root)!r} cannot be loaded by ONNX '
+                         f"Runtime: {error}; run 'avatar export' again") from error
+    found = GraphSignature(*({item.name: TensorSpec(ONNX_DTYPES.get(item.type, item.type),
+                                                    tuple(item.shape)) for item in side}
+                             for side in (session.get_inputs(), session.get_outputs())))
+    difference = wanted.difference(found)
+    if difference:
+        raise ModelError(f'graph {variant!r} of {str(files.root)!r} is not of this version: '
+                         f"{difference}; run 'avatar export' again")
+    return session

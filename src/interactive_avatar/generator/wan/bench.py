@@ -14,17 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interactive_avatar.generator.memory import VisualMemory
 from interactive_avatar.generator.wan.backend import Options, WanBackend, required_bytes
 from interactive_avatar.generator.wan.cache import WanCache
 from interactive_avatar.generator.wan.config import SIZES, WanConfig
 from interactive_avatar.generator.wan.light import LightDecoder, LightDecoderConfig
+from interactive_avatar.generator.wan.memory import WanMemory
 from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.generator.wan.vae import (
     CausalConv,
@@ -127,14 +127,14 @@ class Stream:
         self._features = random.standard_normal(
             (c.chunk_latents, window, c.audio.feature_layers, c.audio.feature_width), np.float32)
         reference = random.standard_normal(c.latent_shape, np.float32)
-        self.memory = VisualMemory(backend, reference)  # type: ignore[arg-type]
+        self.memory = WanMemory(backend, reference)
         self.state = DecoderState()
         backend.decode(torch.from_numpy(reference)[None].to(backend.device), self.state).result()
 
     @property
     def cache(self) -> WanCache:
         """What the memory has put before the next block."""
-        return cast(WanCache, self.memory.cache)
+        return self.memory.cache
 
     def fill(self) -> None:
         """Fill every slot of the memory with entries of random latents."""

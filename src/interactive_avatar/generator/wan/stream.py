@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from interactive_avatar.generator.conditioning import ConditioningBank
-from interactive_avatar.generator.memory import KEY_FRAME_POLICIES, VisualMemory
+from interactive_avatar.generator.memory import KEY_FRAME_POLICIES
 from interactive_avatar.generator.model import ModelError
 from interactive_avatar.generator.prompts import WorldState, stable_prompt
 from interactive_avatar.generator.stream import AvatarStream, Chunk, identity_picture
 from interactive_avatar.generator.wan.audio import Wav2Vec2Features, window_samples
 from interactive_avatar.generator.wan.backend import Options, WanBackend, check_memory
-from interactive_avatar.generator.wan.cache import WanCache
 from interactive_avatar.generator.wan.files import WanFiles
+from interactive_avatar.generator.wan.memory import WanMemory
 from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.generator.wan.text import Umt5Text
 from interactive_avatar.generator.wan.vae import DecoderState, encode_picture, load_decoder
@@ -42,7 +42,7 @@ MAX_PROMPTS = 8
 class _WanState:
     """All that changes from chunk to chunk."""
 
-    memory: VisualMemory
+    memory: WanMemory
     decoder: DecoderState
     heard: NDArray[np.int16]
     frames: NDArray[np.uint8]
@@ -80,7 +80,7 @@ class WanStream(AvatarStream):
         # The reference is the VAE's first frame, so every later latent gives four.
         backend.decode(torch.from_numpy(latent)[None].to(backend.device), decoder).result()
         self._state = cast(Any, _WanState(
-            VisualMemory(cast(Any, backend), latent, KEY_FRAME_POLICIES[key_frames]()), decoder,
+            WanMemory(backend, latent, KEY_FRAME_POLICIES[key_frames]()), decoder,
             np.zeros(window_samples(c), np.int16),
             np.zeros((0, c.picture_px, c.picture_px, 3), np.uint8), 0, prompt, prompt))
         self._bank.prepare(prompt)
@@ -157,7 +157,7 @@ class WanStream(AvatarStream):
         audio = None if self._hear is None else backend.encode_audio(self._hear(state.heard))
         marks.append(time.perf_counter())
         seed = int(np.random.default_rng([self._seed, state.index]).integers(2**62))
-        latents = backend.generate(text, audio, cast(WanCache, state.memory.cache), seed)
+        latents = backend.generate(text, audio, state.memory.cache, seed)
         decoding = backend.decode(latents, state.decoder)
         entries = backend.commit(latents)
         host = latents.cpu().numpy()  # waits for the steps and the commit, not for the decoder

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stream that outlives its backend: when the card fails, it goes on elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interactive_avatar.generator.backends.base import BackendLostError
+from interactive_avatar.generator.stream import AvatarStream, Chunk, Snapshot
+
+SNAPSHOT_CHUNKS = 25
+"""Chunks between snapshots, 4 s: what is lost of the memory when a card fails, and no more."""
+
+
+class ResilientStream:
+    """Drives a stream, keeps a recent snapshot in host memory, and moves to a second stream.
+
+    Args:
+        stream: the stream.
+        open_fallback: opens the stream to go on with, on another backend.
+        report: told once, in a sentence, what was lost and what goes on.
+        snapshot_chunks: chunks between snapshots.
+    """
+
+    lookahead_chunks = AvatarStream.lookahead_chunks
+
+    def __init__(self, stream: AvatarStream, open_fallback: Callable[[], AvatarStream],
+                 report: Callable[[str], None], snapshot_chunks: int = SNAPSHOT_CHUNKS) -> None:
+        self._stream, self._open_fallback, self._report = stream, open_fallback, report
+        self._every, self._since, self._moved = snapshot_chunks, 0, False
+        self._prompt = stream.prompt
+        self._snapshot: Snapshot = stream.snapshot()
+
+    @property
+    def backend_name(self) -> str:
+        """Name of the backend that runs the stream now."""
+        return self._stream.backend.name
+
+    def step(self, speech: NDArray[np.int16]) -> Chunk:
+        """See `AvatarStream.step`; on a failed card the chunk is made by the second stream.
+
+        Raises:
+            BackendLostError: if the second stream's backend fails as well.
+        """
+        try:
+            if not self._moved and self._since >= self._every:
+                self._snapshot, self._since = self._stream.snapshot(), 0
+            chunk = self._stream.step(speech)
+        except BackendLostError as error:
+            self._move(error)
+            chunk = self._stream.step(speech)
+        self._since += 1
+        return chunk
+
+    def switch(self, prompt: str) -> None:
+        """See `AvatarStream.switch`."""
+        self._try(lambda: self._stream.switch(prompt))
+        self._prompt = prompt
+
+    def prepare(self, prompt: str) -> None:
+        """See `AvatarStream.prepare`."""
+        self._try(lambda: self._stream.prepare(prompt))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BackendLostError as error:
+            self._move(error)
+            work()
+
+    def _move(self, error: BackendLostError) -> None:
+        if self._moved:
+            raise error
+        lost = self._stream.backend.name
+        fallback = self._open_fallback()
+        fallback.restore(self._snapshot)
+        fallback.switch(self._prompt)
+        self._stream, self._moved = fallback, True
+        self._report(f'backend {lost!r} was lost ({error}); the stream goes on with '
+                     f'{fallback.backend.name!r} from {self._since} chunks ago. Restart the node '
+                     f'when the card works again')
