@@ -68,8 +68,14 @@ class Generator(nn.Module):
                 state[name] = value.to(torch.float16).contiguous()
         save_file(state, str(path), {'config': self.config.to_json()})
 
-    def load(self, path: Path, partial: bool = False) -> frozenset[str]:
+    def load(self, path: Path, partial: bool = False,
+             prefixes: tuple[str, ...] = ('',)) -> frozenset[str]:
         """Read weights written by `save`; ``partial`` leaves those that the file lacks alone.
+
+        Args:
+            path: the file.
+            partial: whether weights may be missing.
+            prefixes: only weights whose names start with one of these.
 
         Returns:
             names of the weights that the file lacks.
@@ -81,6 +87,7 @@ class Generator(nn.Module):
         for name in [n for n in state if n.endswith(SCALE_SUFFIX)]:
             matrix = name.removesuffix(SCALE_SUFFIX)
             state[matrix] = state[matrix].float() * state.pop(name)
+        state = {name: value for name, value in state.items() if name.startswith(prefixes)}
         own = self.state_dict()
         missing = [] if partial else sorted(set(own) - set(state))
         unexpected = sorted(set(state) - set(own))
