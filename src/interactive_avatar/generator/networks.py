@@ -69,13 +69,14 @@ class Generator(nn.Module):
         save_file(state, str(path), {'config': self.config.to_json()})
 
     def load(self, path: Path, partial: bool = False,
-             prefixes: tuple[str, ...] = ('',)) -> frozenset[str]:
+             misfits: bool = False) -> frozenset[str]:
         """Read weights written by `save`; ``partial`` leaves those that the file lacks alone.
 
         Args:
             path: the file.
             partial: whether weights may be missing.
-            prefixes: only weights whose names start with one of these.
+            misfits: leave out weights of another shape than here, and unknown ones, as if the
+                file lacked them.
 
         Returns:
             names of the weights that the file lacks.
@@ -87,8 +88,10 @@ class Generator(nn.Module):
         for name in [n for n in state if n.endswith(SCALE_SUFFIX)]:
             matrix = name.removesuffix(SCALE_SUFFIX)
             state[matrix] = state[matrix].float() * state.pop(name)
-        state = {name: value for name, value in state.items() if name.startswith(prefixes)}
         own = self.state_dict()
+        if misfits:
+            state = {name: value for name, value in state.items()
+                     if name in own and own[name].shape == value.shape}
         missing = [] if partial else sorted(set(own) - set(state))
         unexpected = sorted(set(state) - set(own))
         shapes = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'

@@ -254,4 +254,10 @@ def options_from(path: Path | None, defaults: Any) -> Any:
         if name not in known:
             raise ValueError(f'{str(path)!r} has the unknown entry {name!r}; '
                              f'known: {sorted(known)}')
-    return dataclasses.replace(defaults, **values)
+    return dataclasses.replace(defaults, **{name: _tuples(value)
+                                            for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """YAML's lists as tuples, at every depth."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

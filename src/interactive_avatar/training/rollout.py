@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from interactive_avatar.generator.backends.base import MASKED
+from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.denoiser import Clip, Denoiser, Window, rotate
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.data import REFERENCES_PER_CLIP, Prompts, Shard
@@ -39,8 +40,10 @@ class Segment:
     """What the streams did in one training step; B streams, T chunks.
 
     Attributes:
-        mel: [B, T, 96, 64]; units: mouth units of the clips followed, [B, T, 4, 16].
+        mel: [B, T, 96, 64]; units: mouth units of the clips followed, [B, T, 4, 16], and
+            probe_units [B, T, 4, k] (see `Shard`).
         truth: the clips' latents [B, T, C, h, w]; age: chunks each stream had before, [B].
+        clip, at: [B], which clip and from which of its chunks on.
         prompt_ids: [B, P]; text_index: [B, T].
         made: finished latents [B, T, C, h, w].
         noised, level: input and noise level [B, T] of the step that has the gradient.
@@ -54,8 +57,11 @@ class Segment:
 
     mel: Tensor
     units: Tensor
+    probe_units: Tensor
     truth: Tensor
     age: Tensor
+    clip: Tensor
+    at: Tensor
     prompt_ids: Tensor
     text_index: Tensor
     made: Tensor
@@ -73,7 +79,7 @@ class Segment:
 
 
 def batch_redundancy(features: Tensor) -> Tensor:
-    """Mean pairwise cosine similarity of n features, [..., n, d] -> [...] (`memory.redundancy`)."""
+    """Mean pairwise cosine similarity (`memory.redundancy`), [..., n, d] -> [...]."""
     unit = features / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     count = features.shape[-2]
     total = unit.sum(-2).square().sum(-1) - unit.square().sum((-1, -2))
@@ -221,15 +227,19 @@ class Rollout:
         pooled = (latent - self.reference).unflatten(3, (4, cell)).unflatten(2, (4, cell))
         return pooled.mean((3, 5)).flatten(1)
 
-    def _restart(self, chance: Tensor) -> None:
-        """Begin anew where a clip has too little left, or by chance."""
+    def begin(self, chunks: int) -> None:
+        """Begin all streams anew, with room for so many chunks, each from its clip's first
+        reference (the one whose picture a shard keeps)."""
+        self._restart(torch.ones_like(self.at, dtype=torch.bool), chunks, 1)
+
+    def _restart(self, fresh: Tensor, room: int, references: int) -> None:
+        """Begin streams anew where ``fresh`` [B]."""
         shard = self._shard
         assert shard.latents is not None and shard.references is not None
         chunks = shard.latents.shape[1]
-        fresh = (self.at + self.chunks > chunks) | (chance < self._restart_share)
         clip = shard._random(len(shard.latents), self.batch)
-        at = shard._random(chunks - self.chunks + 1, self.batch)
-        pick = shard._random(REFERENCES_PER_CLIP, self.batch)
+        at = shard._random(chunks - room + 1, self.batch)
+        pick = shard._random(references, self.batch)
         reference = shard.references[clip, pick].float()
         self.clip = torch.where(fresh, clip, self.clip)
         self.at = torch.where(fresh, at, self.at)
@@ -256,22 +266,25 @@ class Rollout:
                 slots = value.unflatten(0, (self.batch, count)).movedim(1, 3).flatten(3, 4)
                 cache[:, :, :, self._span(kind)] = slots.to(cache.dtype)
 
-    def _conditions(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Mel windows, units, latents, prompts and their index for the segment's chunks."""
+    def _conditions(self) -> tuple[Tensor, ...]:
+        """Mel windows, mouth and probe units, latents, prompts and their index for the segment's chunks."""
         shard = self._shard
         assert shard.latents is not None
         index = self.at[:, None] + torch.arange(self.chunks, device=shard.device)
         clip = self.clip[:, None].expand_as(index)
         mel = shard.mel_windows(clip.flatten(), index.flatten()).unflatten(0, index.shape)
         step = torch.arange(FRAMES_PER_CHUNK, device=shard.device)
-        units = shard.mouth[clip[..., None], index[..., None] * FRAMES_PER_CHUNK + step]
+        frames = index[..., None] * FRAMES_PER_CHUNK + step
+        units = shard.mouth[clip[..., None], frames]
+        probe_units = shard.probe_units[clip[..., None], frames]
         ids = shard.prompt_ids[clip, index]
         changed = torch.cat([torch.zeros_like(ids[:, :1]),
                              (ids[:, 1:] != ids[:, :-1]).long()], 1)
         text_index = changed.cumsum(1).clamp(max=PROMPTS_AT_ONCE - 1)
         chosen = torch.zeros((self.batch, PROMPTS_AT_ONCE), dtype=torch.int64,
                              device=shard.device).scatter_(1, text_index, ids)
-        return mel, units, shard.latents[clip, index].float(), chosen, text_index
+        truth = shard.latents[clip, index].float()
+        return mel, units, probe_units, truth, chosen, text_index
 
     @torch.no_grad()
     def advance(self, hear: Callable[[Tensor], Tensor], levels: Sequence[float],
@@ -291,8 +304,11 @@ class Rollout:
         """
         config, device = self._shard.config, self._shard.device
         m, commit_level = config.memory, config.sampler.commit_level
-        self._restart(torch.rand(self.batch, device=device, generator=self._shard.random))
-        mel, units, truth, chosen, text_index = self._conditions()
+        assert self._shard.latents is not None
+        over = self.at + self.chunks > self._shard.latents.shape[1]
+        chance = torch.rand(self.batch, device=device, generator=self._shard.random)
+        self._restart(over | (chance < self._restart_share), self.chunks, REFERENCES_PER_CLIP)
+        mel, units, probe_units, truth, chosen, text_index = self._conditions()
         with torch.enable_grad():
             tokens = hear(mel.flatten(0, 1)).unflatten(0, mel.shape[:2])
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda')
@@ -354,14 +370,16 @@ class Rollout:
             if (chunk + 1 - m.adjacent) % m.group == 0:
                 fresh_groups.append(self.trail[:, :m.group].clone())
                 self._compress(len(fresh_groups) - 1, long_index)
+        at = self.at
         self.at = self.at + self.chunks
         latents = torch.stack(made, 1)
         context = torch.cat([first, latents[:, :-1]], 1)
         noise = torch.cat([torch.zeros_like(first), torch.stack(noises[:-1], 1)], 1)
         committed = mix(context, torch.full(context.shape[:2], commit_level, device=device), noise)
         segment = Segment(
-            mel=mel, units=units, truth=truth, age=age, prompt_ids=chosen, text_index=text_index,
-            made=latents, noised=torch.stack(noised, 1), level=torch.stack(at_level, 1),
+            mel=mel, units=units, probe_units=probe_units, truth=truth, age=age, clip=self.clip, at=at,
+            prompt_ids=chosen, text_index=text_index, made=latents,
+            noised=torch.stack(noised, 1), level=torch.stack(at_level, 1),
             committed=committed, before=torch.stack(before, 1),
             groups=torch.cat([groups, *(g[:, None] for g in fresh_groups), long_groups], 1),
             short_index=torch.stack(short_rows), long_index=torch.stack(long_rows, 1),
@@ -450,18 +468,18 @@ def segment_window(segment: Segment, audio: Tensor, prompts: Prompts, targets: T
         kept_k=segment.kept_k, kept_v=segment.kept_v)
 
 
-def segment_clip(segment: Segment, config_seen: int, frames: Tensor, level: Tensor,
-                 audio: Tensor, prompts: Prompts, long: int, short: int) -> Clip:
+def segment_clip(segment: Segment, config: GeneratorConfig, frames: Tensor, level: Tensor,
+                 audio: Tensor, prompts: Prompts) -> Clip:
     """The segment's chunks as one clip, with the memory that stood at its first chunk.
 
     Args:
-        config_seen: tokens of reference and memory. frames: [B, T, C, h, w]; level: [B].
-        audio: [B, T, 12, width]. long, short: numbers of memory entries.
+        frames: [B, T, C, h, w]; level: [B]. audio: [B, T, 12, width].
     """
+    m, seen = config.memory, config.cache_layout['adjacent'][0]
     return Clip(
         frames=frames, level=level[:, None].expand(-1, frames.shape[1]),
         reference=segment.reference,
-        groups=torch.cat([segment.groups[:, -long:], segment.groups[:, :short]], 1),
-        mask=segment.mask[:, 0, :config_seen], audio=audio,
+        groups=torch.cat([segment.groups[:, -m.long:], segment.groups[:, :m.short]], 1),
+        mask=segment.mask[:, 0, :seen], audio=audio,
         text=prompts.states[segment.prompt_ids].float(), text_index=segment.text_index,
         text_mask=prompts.mask[segment.prompt_ids])

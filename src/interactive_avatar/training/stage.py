@@ -195,13 +195,24 @@ class Stage:
     process: Process
     run: Run
     random: list[torch.Generator] = field(default_factory=list)
-    at_checkpoint: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         self.log = Log(self.run.out, self.name, self.process)
         self.step, self.progress = 0, 0.0
         self._kept: dict[str, Kept] = {}
         self._stopped = False
+        self._sheet: Callable[[], None] | None = None
+
+    def samples(self, optimiser: Optimiser, sheet: Callable[[Path], None] | None) -> None:
+        """Have every checkpoint draw samples of the averaged weights: ``sheet(path of a PNG)``."""
+        if sheet is None:
+            return
+
+        def draw() -> None:
+            with averaged(optimiser):
+                sheet(self.run.out / f'{self.name}_{self.step:06d}.png')
+
+        self._sheet = draw
 
     def keep(self, **kept: Kept) -> None:
         """Name what checkpoints hold; with ``resume`` it is read back now.
@@ -311,8 +322,8 @@ class Stage:
 
     def _checkpoint(self) -> None:
         self.save()
-        if self.at_checkpoint is not None:
-            self.at_checkpoint()
+        if self._sheet is not None:
+            self._sheet()
 
     def close(self) -> None:
         """Write the last state, samples and curves."""

@@ -9,7 +9,10 @@ at the levels of its own few-step sampler.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -69,7 +72,7 @@ def trajectory(teacher: Denoiser, window: Window, noise: Tensor, levels: list[fl
         states at the stops [stops, B, T, C, h, w] and the end [B, T, C, h, w].
     """
     x, states = noise, []
-    for level, after in zip(levels[:-1], levels[1:], strict=True):
+    for level, after in pairwise(levels):
         if level in stops:
             states.append(x)
         window.targets = x
@@ -79,7 +82,8 @@ def trajectory(teacher: Denoiser, window: Window, noise: Tensor, levels: list[fl
 
 
 def train_student(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
-                  options: StudentOptions | None = None) -> Optimiser:
+                  options: StudentOptions | None = None,
+                  sheet: Callable[[Path], None] | None = None) -> Optimiser:
     """Train in place; raw weights stay in ``model``, their average in the result."""
     options = options or StudentOptions()
     device, cuda = process.device, process.device.type == 'cuda'
@@ -90,6 +94,7 @@ def train_student(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
     optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
                           average_decay=options.average_decay)
     stage = Stage('student', process, run, [shard.random])
+    stage.samples(optimiser, sheet)
     stage.keep(weights=optimiser, teacher=teacher)
     if cuda:
         compile_layers('_window_layer', teacher.denoiser, model.denoiser)
@@ -109,17 +114,16 @@ def train_student(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
                            * options.context_noise).expand(-1, context.shape[1])
                 noisy_c = mix(context, level_c, torch.randn_like(context))
                 noise = torch.randn_like(batch.latents[:, 2:])
-
-                def window(trainee: Trainee) -> Window:
-                    audio = trainee.audio(mel).unflatten(0, batch.mel.shape[:2])
-                    return noised_window(batch, context, noisy_c, level_c, noise,
-                                         torch.ones(shape, device=device), audio, prompts)
-
-                with torch.no_grad():
-                    states, end = trajectory(teacher.denoiser, window(teacher), noise, levels,
-                                             stops)
+                ones = torch.ones(shape, device=device)
+                pair: list[Window] = []
+                for trainee in (teacher, model):
+                    with torch.set_grad_enabled(trainee is model):
+                        audio = trainee.audio(mel).unflatten(0, batch.mel.shape[:2])
+                    pair.append(noised_window(batch, context, noisy_c, level_c, noise, ones,
+                                              audio, prompts))
+                own = pair[1]
+                states, end = trajectory(teacher.denoiser, pair[0], noise, levels, stops)
                 pick = torch.randint(len(stops), shape, device=device)
-                own = window(model)
                 own.target_level = at[pick]
                 own.targets = torch.gather(
                     states, 0, pick[None, ..., None, None, None].expand(1, *end.shape))[0]

@@ -9,7 +9,9 @@ a cleaner neighbour. Conditions are dropped now and then, for classifier-free gu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -99,7 +101,8 @@ def guided(model: Denoiser, clip: Clip, guidance: float) -> Tensor:
 
 
 def train_teacher(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
-                  options: TeacherOptions | None = None) -> Optimiser:
+                  options: TeacherOptions | None = None,
+                  sheet: Callable[[Path], None] | None = None) -> Optimiser:
     """Train in place; raw weights stay in ``model``, their average in the result."""
     options = options or TeacherOptions()
     device, cuda = process.device, process.device.type == 'cuda'
@@ -107,6 +110,7 @@ def train_teacher(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
     optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
                           average_decay=options.average_decay, warm_up=options.settle_share)
     stage = Stage('teacher', process, run, [shard.random])
+    stage.samples(optimiser, sheet)
     stage.keep(weights=optimiser)
     if cuda and not run.sharded:
         compile_layers('_clip_layer', model.denoiser)
