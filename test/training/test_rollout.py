@@ -77,12 +77,14 @@ def test_the_rollout_is_the_stream(rollout: Rollout) -> None:
     backend = TorchBackend.of(generator)
     hear = trainee().audio.eval()
     generator.audio.load_state_dict(hear.state_dict())
+    side = TINY.autoencoder.picture_px
+    picture = np.zeros((side, side, 3), np.uint8)
     memory: VisualMemory | None = None
     for segment_number in range(11):
         torch.manual_seed(segment_number)
         segment, _ = rollout.advance(hear, (1.0,))
         if memory is None:
-            memory = VisualMemory(backend, segment.reference[0].numpy())
+            memory = VisualMemory(backend, segment.reference[0].numpy(), picture)
         for chunk in range(10):
             prompt = segment.prompt_ids[0, segment.text_index[0, chunk]]
             states = rollout._prompts.states[prompt]

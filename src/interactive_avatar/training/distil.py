@@ -210,11 +210,12 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
         kept['critic'] = critic
     stage = Stage('distil', process, run, [shard.random])
     stage.samples(generator, sheet)
-    # Drawn like a step of its own, so that a run resumed trains on with the very same reader.
+    # Random numbers of their own, so that a run resumed draws the very same.
     stage.draw(process.rank)
     reader, jaw = None, 0.0
     if options.reader_weight > 0.0:
         reader, jaw = _reader(shard, process, run, options)
+    stage.draw(process.rank)
     anchored = round(options.anchored_share * options.batch)
     reading = fit_probe(shard) if anchored and options.reading_weight > 0.0 else None
     rollout = Rollout(model.denoiser, shard, prompts, options.batch, options.chunks,

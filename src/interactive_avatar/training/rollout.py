@@ -267,7 +267,8 @@ class Rollout:
                 cache[:, :, :, self._span(kind)] = slots.to(cache.dtype)
 
     def _conditions(self) -> tuple[Tensor, ...]:
-        """Mel windows, mouth and probe units, latents, prompts and their index for the segment's chunks."""
+        """Mel windows, mouth and probe units, latents, prompts and their index for the segment's
+        chunks."""
         shard = self._shard
         assert shard.latents is not None
         index = self.at[:, None] + torch.arange(self.chunks, device=shard.device)
@@ -377,8 +378,8 @@ class Rollout:
         noise = torch.cat([torch.zeros_like(first), torch.stack(noises[:-1], 1)], 1)
         committed = mix(context, torch.full(context.shape[:2], commit_level, device=device), noise)
         segment = Segment(
-            mel=mel, units=units, probe_units=probe_units, truth=truth, age=age, clip=self.clip, at=at,
-            prompt_ids=chosen, text_index=text_index, made=latents,
+            mel=mel, units=units, probe_units=probe_units, truth=truth, age=age,
+            clip=self.clip, at=at, prompt_ids=chosen, text_index=text_index, made=latents,
             noised=torch.stack(noised, 1), level=torch.stack(at_level, 1),
             committed=committed, before=torch.stack(before, 1),
             groups=torch.cat([groups, *(g[:, None] for g in fresh_groups), long_groups], 1),
