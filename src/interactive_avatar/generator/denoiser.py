@@ -6,8 +6,9 @@ Block order as in InteractiveAvatar: self-attention → text cross-attention →
 cached *before* rotation and rotated by the fixed position of the slot that holds them, so
 positions never grow.
 
-The same layers serve the stream (`chunk`, `reference`, `entry`) and training (`window`, which
-runs many frames of many clips at once with exactly the stream's visibility).
+The same layers serve the stream (`chunk`, `reference`, `entry`) and training: `window` runs many
+frames of many clips at once with exactly the stream's visibility, `clip` lets all frames of a clip
+see each other (the bidirectional teacher and the critic of distillation).
 
 Shapes: B streams, L layers, H heads of width hw, n tokens; keys and values are [B, L, H, n, hw].
 """
@@ -28,7 +29,12 @@ from interactive_avatar.generator.compressor import (
     unpatchify,
 )
 from interactive_avatar.generator.config import DenoiserConfig, GeneratorConfig
-from interactive_avatar.generator.positions import cache_table, chunk_table, entry_table
+from interactive_avatar.generator.positions import (
+    cache_table,
+    chunk_table,
+    clip_table,
+    entry_table,
+)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -137,6 +143,10 @@ class Window:
         mask: [B, F, context tokens] float, 0 where visible, large negative where not.
         audio: [B, F, 12, audio width] tokens per frame.
         text: [B, P, n, text width]; text_index: [B, F] int64; text_mask: [B, P, n] float.
+        long_index: [B, F, 6] int64, long slot -> group for each frame; the last six groups for
+            every frame if None.
+        kept_k, kept_v: [B, L, H, 2, 64, hw] keys (not rotated) and values that a stream has
+            already made of the first two context frames; made anew if None.
     """
 
     context: Tensor
@@ -147,6 +157,33 @@ class Window:
     reference: Tensor
     groups: Tensor
     short_index: Tensor
+    mask: Tensor
+    audio: Tensor
+    text: Tensor
+    text_index: Tensor
+    text_mask: Tensor
+    long_index: Tensor | None = None
+    kept_k: Tensor | None = None
+    kept_v: Tensor | None = None
+
+
+@dataclass
+class Clip:
+    """A batch of clips that are denoised as a whole; B clips of T frames.
+
+    Attributes:
+        frames: [B, T, C, 16, 16] noised latents; level: [B, T].
+        reference: [B, C, 16, 16].
+        groups: [B, 12, group, C, 16, 16], memory entries in the order of the cache: long, short.
+        mask: [B, reference and memory tokens] float, 0 where visible, large negative where not.
+        audio: [B, T, 12, audio width] tokens per frame.
+        text: [B, P, n, text width]; text_index: [B, T] int64; text_mask: [B, P, n] float.
+    """
+
+    frames: Tensor
+    level: Tensor
+    reference: Tensor
+    groups: Tensor
     mask: Tensor
     audio: Tensor
     text: Tensor
@@ -200,6 +237,7 @@ class Denoiser(nn.Module):
                             ('cache', cache_table(config))):
             self.register_buffer(f'{name}_cos', torch.from_numpy(table[0]), persistent=False)
             self.register_buffer(f'{name}_sin', torch.from_numpy(table[1]), persistent=False)
+        self._clip_kept: tuple[Tensor, Tensor] | None = None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -231,11 +269,13 @@ class Denoiser(nn.Module):
         shared = self.time_projection(F.silu(embedded)).unflatten(-1, (6, -1))
         return embedded, shared[:, None] + (self.modulation + self.modulation_one)
 
-    def velocity(self, x: Tensor, embedded: Tensor, before: Tensor) -> Tensor:
-        """Tokens [N, 64, width] and patches [N, 64, C·patch²] of the latent before -> velocity
-        [N, C, 16, 16]."""
+    def velocity(self, x: Tensor, embedded: Tensor, before: Tensor | None) -> Tensor:
+        """Tokens [N, 64, width] and patches [N, 64, C·patch²] of the latent before, if there is
+        one, -> velocity [N, C, 16, 16]."""
         shift, scale = (embedded[:, None] + self.head_modulation).chunk(2, 1)
-        out = self.head(self.head_norm(x) * (1 + scale) + shift) + self.previous_head(before)
+        out = self.head(self.head_norm(x) * (1 + scale) + shift)
+        if before is not None:
+            out = out + self.previous_head(before)
         return unpatchify(out, self.config.denoiser.patch, self.config.autoencoder.latent_px)
 
     def text_cache(self, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -370,44 +410,132 @@ class Denoiser(nn.Module):
         text_flat = (torch.arange(batch, device=x.device)[:, None] * prompts
                      + w.text_index).flatten()
         audio = w.audio.flatten(0, 1)
+        slots = self._slots(w, groups)
         for i, block in enumerate(self.layers):
+            kept = None if w.kept_k is None or w.kept_v is None else (w.kept_k[:, i],
+                                                                      w.kept_v[:, i])
             ref, mem, x = self._window_layer(
                 block, ref, mem, x, still[:, i], modulations[:, i], mask, text.flatten(0, 1),
-                text_flat, text_bias, audio, w.short_index, batch, frames_c, frames, groups)
+                text_flat, text_bias, audio, slots, batch, frames_c, frames, groups, kept)
         x = x.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         embedded = embedded.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         before = before.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         return self.velocity(x, embedded, before).unflatten(0, (batch, frames_t))
 
+    def _slots(self, w: Window, groups: int) -> Tensor:
+        """Which group stands in each memory slot, long then short, as rows of the flattened
+        [B · groups]; int64 [B · F · 12]."""
+        batch, frames = w.text_index.shape
+        device = w.short_index.device
+        count = self.config.memory.long
+        long = w.long_index
+        if long is None:
+            long = torch.arange(groups - count, groups, device=device).expand(batch, frames, -1)
+        short = w.short_index.expand(batch, -1, -1)
+        first = torch.arange(batch, device=device)[:, None, None] * groups
+        return (torch.cat([long, short], 2) + first).flatten()
+
     def _window_layer(self, block: Block, ref: Tensor, mem: Tensor, x: Tensor, still: Tensor,
                       m: Tensor, mask: Tensor, text: Tensor, text_flat: Tensor,
-                      text_bias: Tensor, audio: Tensor, short_index: Tensor, batch: int,
-                      frames_c: int, frames: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+                      text_bias: Tensor, audio: Tensor, slots: Tensor, batch: int,
+                      frames_c: int, frames: int, groups: int,
+                      kept: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         ref_next, ref_k, ref_v = self._still_layer(block, ref, still, None, None)
         mem_next, mem_k, mem_v = self._still_layer(
             block, mem, still, ref_k.repeat_interleave(groups, 0),
             ref_v.repeat_interleave(groups, 0))
         qk, v = block.project(x, m)
 
-        def past(own: Tensor, memory: Tensor, reference: Tensor) -> Tensor:
+        def past(own: Tensor, memory: Tensor, reference: Tensor,
+                 begun: Tensor | None) -> Tensor:
             """The cache of every frame, [B · F, H, 384, hw], in the order of the slots."""
             own = own.unflatten(0, (batch, frames))[:, :frames_c]
-            memory = memory.unflatten(0, (batch, groups))
+            if begun is not None:
+                own = torch.cat([begun.transpose(1, 2).to(own.dtype), own[:, 2:]], 1)
             padded = F.pad(own, (0, 0, 0, 0, 0, 0, 2, 0))
             older = torch.cat([padded[:, :frames_c], own[:, :-1]], 1)
             newer = torch.cat([padded[:, 1:frames_c + 1], own[:, 1:]], 1)
-            long_count = self.config.memory.long
-            long = memory[:, None, groups - long_count:].expand(-1, frames, -1, -1, -1, -1)
-            short = memory[:, short_index]
+            entries = memory.index_select(0, slots).unflatten(0, (batch, frames, -1))
             first = reference[:, None].expand(-1, frames, -1, -1, -1)
-            return torch.cat([first, long.transpose(2, 3).flatten(3, 4),
-                              short.transpose(2, 3).flatten(3, 4), older, newer], 3).flatten(0, 1)
+            return torch.cat([first, entries.transpose(2, 3).flatten(3, 4), older, newer],
+                             3).flatten(0, 1)
 
-        old_k = rotate(past(qk[:, 1], mem_k, ref_k), self.cache_cos, self.cache_sin)
+        kept_k, kept_v = kept if kept is not None else (None, None)
+        old_k = rotate(past(qk[:, 1], mem_k, ref_k, kept_k), self.cache_cos, self.cache_sin)
         q, k = rotate(qk, self.chunk_cos, self.chunk_sin).unbind(1)
         attended = attend(q, torch.cat([old_k, k], 2),
-                          torch.cat([past(v, mem_v, ref_v), v], 2), mask)
+                          torch.cat([past(v, mem_v, ref_v, kept_v), v], 2), mask)
         x = block.finish_attention(x, attended, m)
+        text_k, text_v = block.text.project(text)
+        x = block.text(x, text_k[text_flat], text_v[text_flat], text_bias)
+        x = block.audio(x, *block.audio.project(audio))
+        return ref_next, mem_next, block.feed_forward(x, m)
+
+    def clip(self, c: Clip) -> Tensor:
+        """Velocities of all frames of a clip, [B, T, C, 16, 16]; every frame sees every other,
+        the reference and the memory entries.
+
+        Frames stand at the times 0 … T - 1 after the cache's; no frame has the latent before as
+        an input, because that latent is being made along with it.
+        """
+        patch = self.config.denoiser.patch
+        batch, frames = c.frames.shape[:2]
+        groups = c.groups.shape[1]
+        ref = self.patch_embedding(patchify(c.reference, patch)) + self.kind_embedding[0]
+        mem = self.compressor(c.groups.flatten(0, 1), self.patch_embedding)
+        mem = mem + self.kind_embedding[1]
+        x = self.patch_embedding(patchify(c.frames.flatten(0, 1), patch))
+        embedded, modulations = self.time_modulation(c.level.flatten())
+        _, still = self.time_modulation(torch.zeros_like(c.level[:1, 0]))
+        mask = F.pad(c.mask, (0, frames * x.shape[1]))[:, None, None].to(x.dtype)
+        text = self.text_embedding(c.text)
+        text_bias = torch.gather(c.text_mask, 1, c.text_index[..., None].expand(
+            -1, -1, c.text_mask.shape[-1])).flatten(0, 1)[:, None, None].to(x.dtype)
+        text_flat = (torch.arange(batch, device=x.device)[:, None] * text.shape[1]
+                     + c.text_index).flatten()
+        cos, sin = self._clip_rotation(frames)
+        for i, block in enumerate(self.layers):
+            ref, mem, x = self._clip_layer(
+                block, ref, mem, x, still[:, i], modulations[:, i], mask, text.flatten(0, 1),
+                text_flat, text_bias, c.audio.flatten(0, 1), cos, sin, batch, frames, groups)
+        return self.velocity(x, embedded, None).unflatten(0, (batch, frames))
+
+    def _clip_rotation(self, frames: int) -> tuple[Tensor, Tensor]:
+        """`clip_table` as tensors beside the other tables; kept for the length used last."""
+        kept = self._clip_kept
+        if kept is None or kept[0].shape[0] != frames * self.config.chunk_tokens \
+                or kept[0].device != self.chunk_cos.device:
+            cos, sin = clip_table(self.config, frames)
+            kept = (torch.from_numpy(cos).to(self.chunk_cos),
+                    torch.from_numpy(sin).to(self.chunk_sin))
+            self._clip_kept = kept
+        return kept
+
+    def _clip_layer(self, block: Block, ref: Tensor, mem: Tensor, x: Tensor, still: Tensor,
+                    m: Tensor, mask: Tensor, text: Tensor, text_flat: Tensor, text_bias: Tensor,
+                    audio: Tensor, cos: Tensor, sin: Tensor, batch: int, frames: int,
+                    groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        ref_next, ref_k, ref_v = self._still_layer(block, ref, still, None, None)
+        mem_next, mem_k, mem_v = self._still_layer(
+            block, mem, still, ref_k.repeat_interleave(groups, 0),
+            ref_v.repeat_interleave(groups, 0))
+        qk, v = block.project(x, m)
+
+        def past(memory: Tensor, reference: Tensor) -> Tensor:
+            """Reference and memory entries of every clip, [B, H, 64 + 12 · 16, hw]."""
+            entries = memory.unflatten(0, (batch, groups)).transpose(1, 2).flatten(2, 3)
+            return torch.cat([reference, entries], 2)
+
+        def together(own: Tensor) -> Tensor:
+            """[B · T, H, 64, hw] -> [B, H, T · 64, hw]."""
+            return own.unflatten(0, (batch, frames)).transpose(1, 2).flatten(2, 3)
+
+        old_k = past(mem_k, ref_k)
+        old_k = rotate(old_k, self.cache_cos[:old_k.shape[2]], self.cache_sin[:old_k.shape[2]])
+        q, k = (rotate(together(part), cos, sin) for part in qk.unbind(1))
+        attended = attend(q, torch.cat([old_k, k], 2),
+                          torch.cat([past(mem_v, ref_v), together(v)], 2), mask)
+        x = block.finish_attention(x, attended.unflatten(1, (frames, -1)).flatten(0, 1), m)
         text_k, text_v = block.text.project(text)
         x = block.text(x, text_k[text_flat], text_v[text_flat], text_bias)
         x = block.audio(x, *block.audio.project(audio))

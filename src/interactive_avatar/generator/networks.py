@@ -68,8 +68,15 @@ class Generator(nn.Module):
                 state[name] = value.to(torch.float16).contiguous()
         save_file(state, str(path), {'config': self.config.to_json()})
 
-    def load(self, path: Path, partial: bool = False) -> frozenset[str]:
+    def load(self, path: Path, partial: bool = False,
+             misfits: bool = False) -> frozenset[str]:
         """Read weights written by `save`; ``partial`` leaves those that the file lacks alone.
+
+        Args:
+            path: the file.
+            partial: whether weights may be missing.
+            misfits: leave out weights of another shape than here, and unknown ones, as if the
+                file lacked them.
 
         Returns:
             names of the weights that the file lacks.
@@ -82,6 +89,9 @@ class Generator(nn.Module):
             matrix = name.removesuffix(SCALE_SUFFIX)
             state[matrix] = state[matrix].float() * state.pop(name)
         own = self.state_dict()
+        if misfits:
+            state = {name: value for name, value in state.items()
+                     if name in own and own[name].shape == value.shape}
         missing = [] if partial else sorted(set(own) - set(state))
         unexpected = sorted(set(state) - set(own))
         shapes = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'

@@ -58,6 +58,18 @@ def cache_table(config: GeneratorConfig) -> Table:
     return _table(np.concatenate(parts), config)
 
 
+def clip_table(config: GeneratorConfig, frames: int) -> Table:
+    """Frames of a clip denoised as a whole: times 0, 1, … on the patch grid.
+
+    Frame 0 stands where the stream's next chunk stands, so that reference and memory entries keep
+    the times they have in `cache_table`.
+    """
+    grid = _grid(round(config.chunk_tokens ** 0.5), 1.0)
+    clip = np.tile(grid, (frames, 1))
+    clip[:, 0] = np.repeat(np.arange(frames), len(grid))
+    return _table(clip, config)
+
+
 def rotate(x: NDArray[np.float32], table: Table) -> NDArray[np.float32]:
     """Rotary embedding of x [..., n, head_width] by ``table`` [n, head_width] each."""
     half = x.shape[-1] // 2

@@ -109,28 +109,48 @@ def learning_rate(progress: float, peak: float, warm_up: float = 0.02,
 
 
 class Average:
-    """Exponential moving average of weights, kept in float32."""
+    """Exponential moving average of weights, kept in float32.
+
+    Of weights that are sharded over processes (FSDP2) each process averages its own part.
+    """
 
     def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
         self.decay = decay
-        self._source = [p for p in module.parameters()]
-        self.values = [p.detach().clone().float() for p in self._source]
+        self._source = [p for p in module.parameters() if p.requires_grad]
+        self.values = [self._local(p).clone().float() for p in self._source]
         self._steps = 0
+
+    @staticmethod
+    def _local(parameter: Tensor) -> Tensor:
+        part: Tensor = parameter.detach()
+        return part.to_local() if hasattr(part, 'to_local') else part
 
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the current weights; faster in the first steps."""
         self._steps += 1
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(self.values, [p.detach().float() for p in self._source], 1.0 - decay)
+        torch._foreach_lerp_(self.values, [self._local(p).float() for p in self._source],
+                             1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange averaged and current weights; call again to undo."""
         for value, parameter in zip(self.values, self._source, strict=True):
-            current = parameter.detach().clone()
-            parameter.copy_(value)
+            own = self._local(parameter)
+            current = own.clone()
+            own.copy_(value)
             value.copy_(current)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages and the number of updates."""
+        return {'values': [value.clone() for value in self.values], 'steps': self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        for value, kept in zip(self.values, state['values'], strict=True):
+            value.copy_(kept)
+        self._steps = state['steps']
 
 
 class Log:
@@ -234,4 +254,10 @@ def options_from(path: Path | None, defaults: Any) -> Any:
         if name not in known:
             raise ValueError(f'{str(path)!r} has the unknown entry {name!r}; '
                              f'known: {sorted(known)}')
-    return dataclasses.replace(defaults, **values)
+    return dataclasses.replace(defaults, **{name: _tuples(value)
+                                            for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """YAML's lists as tuples, at every depth."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

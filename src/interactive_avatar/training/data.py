@@ -31,7 +31,7 @@ PROBE_UNITS = tuple(name for name in UNITS
                     if name.startswith(('jawOpen', 'mouth', 'eyeBlink', 'eyeLook', 'eyeWide')))
 REFERENCES_PER_CLIP = 6
 ENCODED = ('mouth', 'probe_units', 'mel', 'prompt_ids', 'in_view', 'marks', 'latents',
-           'references')
+           'references', 'pictures')
 """Tensors of a shard, first axis clips, that outlive its pictures."""
 
 
@@ -113,6 +113,7 @@ class Shard:
         prompt_ids: int64 [clips, n / 4].
         latents: float16 [clips, n / 4, C, h, w] once encoded; references likewise [clips, 6, …].
         predicted: the latents as a denoiser sees them through noise, or None.
+        pictures: uint8 [clips, H, W, 3], the first reference of each clip, once encoded.
     """
 
     def __init__(self, performances: Sequence[Performance], device: torch.device,
@@ -138,6 +139,7 @@ class Shard:
         self.latents: Tensor | None = None
         self.references: Tensor | None = None
         self.predicted: Tensor | None = None
+        self.pictures: Tensor | None = None
 
     @classmethod
     def render(cls, options: ShardOptions, config: GeneratorConfig, people: Path, speech: Path,
@@ -211,6 +213,15 @@ class Shard:
         units = self.mouth[clip[:, None], chunk[:, None] * FRAMES_PER_CHUNK + step]
         return self.mel_windows(clip, chunk), units
 
+    def chunk_marks(self, clip: Tensor, at: Tensor, chunks: int) -> Tensor:
+        """Mouth and eyes of chunks from ``at`` on, in pixels, [B, chunks, 3, 2]; clip, at [B]."""
+        assert self.marks is not None
+        chunk = at[:, None] + torch.arange(chunks, device=self.device)
+        step = torch.arange(FRAMES_PER_CHUNK, device=self.device)
+        marks: Tensor = self.marks[clip[:, None, None],
+                                   chunk[..., None] * FRAMES_PER_CHUNK + step].mean(2)
+        return marks
+
     @torch.no_grad()
     def encode(self, encode: Callable[[Tensor], Tensor], batch: int = 64) -> None:
         """Latents of every chunk, and of a few stills per clip as references."""
@@ -222,11 +233,14 @@ class Shard:
                                    device=self.device)
         self.references = torch.empty((clips, REFERENCES_PER_CLIP, *shape), dtype=torch.float16,
                                       device=self.device)
+        self.pictures = torch.empty((clips, *self.frames.shape[2:]), dtype=torch.uint8,
+                                    device=self.device)
         for clip in range(clips):
             groups = self.frames[clip].unflatten(0, (chunks, FRAMES_PER_CHUNK))
             self.latents[clip] = torch.cat([encode(part) for part in groups.split(batch)]).half()
             visible = torch.nonzero(self.in_view[clip])[:, 0]
             pick = visible[self._random(len(visible), REFERENCES_PER_CLIP)]
+            self.pictures[clip] = self.frames[clip, pick[0]]
             still = self.frames[clip, pick][:, None].expand(-1, FRAMES_PER_CHUNK, -1, -1, -1)
             self.references[clip] = encode(still).half()
 
@@ -248,9 +262,25 @@ class Shard:
         shard.random = torch.Generator(device=device)
         shard.random.manual_seed(seed)
         for name in ENCODED:
+            if name not in states[0]:
+                raise ValueError(f'the kept latents lack {name!r}: an earlier version wrote them; '
+                                 f'delete latents*.pt in the state folder to draw them anew')
             setattr(shard, name, torch.cat([state[name].to(device) for state in states]))
         shard.length = shard.mouth.shape[1]
         return shard
+
+
+def cell_weight(marks_px: Tensor, side: int, mouth_weight: float, eye_weight: float) -> Tensor:
+    """Weight of latent cells, 1 + bumps at mouth and eyes, [B, n, 1, side, side].
+
+    Args: marks_px: [B, n, 3, 2], mouth and eyes (x, y) in pixels.
+    """
+    marks = marks_px / 16.0
+    axis = torch.arange(side, device=marks.device) + 0.5
+    across, down = (axis - marks[..., :1]) ** 2, (axis - marks[..., 1:]) ** 2
+    near = torch.exp(-(down[..., :, None] + across[..., None, :]) / (2 * 1.3 ** 2))
+    weight = 1.0 + mouth_weight * near[:, :, 0] + eye_weight * (near[:, :, 1] + near[:, :, 2])
+    return weight[:, :, None]
 
 
 @dataclass
@@ -262,7 +292,7 @@ class WindowBatch:
         follows: [B, F] bool, whether a frame has one before it (else the reference stands there).
         mel: [B, T + 2, 96, 64]; mouth: [B, T + 2, 4, 16]; weight: [B, T, 1, h, w].
         marks: of the targets, [B, T, 3, 2] in pixels; units: [B, T, 4, k], as `probe_units`.
-        the rest as in `Window`, for its F = 2 T + 1 frames.
+        clip: [B] which clips they are; the rest as in `Window`, for its F = 2 T + 1 frames.
     """
 
     latents: Tensor
@@ -278,6 +308,7 @@ class WindowBatch:
     mask: Tensor
     prompt_ids: Tensor
     text_index: Tensor
+    clip: Tensor
 
 
 def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
@@ -354,18 +385,12 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     text_index = torch.cat([segment[:, :-1], segment[:, 2:]], 1)
 
     pick = shard._random(REFERENCES_PER_CLIP, batch)
-    frame_index = inside[:, 2:, None] * FRAMES_PER_CHUNK + step
-    marks_px = shard.marks[clip[:, None, None], frame_index].mean(2)
-    marks = marks_px / 16.0
-    units = shard.probe_units[clip[:, None, None], frame_index]
-    side = config.autoencoder.latent_px
-    axis = torch.arange(side, device=device) + 0.5
-    across, down = (axis - marks[..., :1]) ** 2, (axis - marks[..., 1:]) ** 2
-    near = torch.exp(-(down[..., :, None] + across[..., None, :]) / (2 * 1.3 ** 2))
-    weight = 1.0 + mouth_weight * near[:, :, 0] + eye_weight * (near[:, :, 1] + near[:, :, 2])
+    marks_px = shard.chunk_marks(clip, s, targets)
+    units = shard.probe_units[clip[:, None, None], inside[:, 2:, None] * FRAMES_PER_CHUNK + step]
+    weight = cell_weight(marks_px, config.autoencoder.latent_px, mouth_weight, eye_weight)
     reference = shard.references[clip, pick].float()
-    return WindowBatch(latents, adjacent_visible[..., 1], mel, mouth, weight[:, :, None],
-                       marks_px, units, reference, groups, short_index, mask, chosen, text_index)
+    return WindowBatch(latents, adjacent_visible[..., 1], mel, mouth, weight, marks_px, units,
+                       reference, groups, short_index, mask, chosen, text_index, clip)
 
 
 def noised_window(batch: WindowBatch, made: Tensor, context: Tensor, context_level: Tensor,

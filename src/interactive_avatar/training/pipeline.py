@@ -3,7 +3,9 @@
 
 Every process renders its own shard, trains together with the others, and the first one writes
 weights, curves and sample sheets. A stage reads the weights that the one before left in
-``--state`` (a folder that outlives the call) or in ``--weights`` (parts brought along).
+``--state`` (a folder that outlives the call) or in ``--weights`` (a file, or parts brought along).
+What it trains goes to ``--out``, in parts, and back to ``--state``: as generator.safetensors, the
+former of which is kept beside it, or, of the teacher, as teacher.safetensors.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 
 from interactive_avatar.generator.autoencoder import as_input, as_pixels
 from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.model import WEIGHTS_NAME
 from interactive_avatar.generator.networks import Generator
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.audio import train_audio
@@ -32,8 +35,17 @@ from interactive_avatar.training.denoiser import (
     predict_shard,
     train_denoiser,
 )
+from interactive_avatar.training.distil import DistilOptions, train_distil
+from interactive_avatar.training.memory import MemoryOptions, train_memory
+from interactive_avatar.training.samples import write_samples
+from interactive_avatar.training.stage import Run, averaged, whole_state
+from interactive_avatar.training.stage import shard as split
+from interactive_avatar.training.student import StudentOptions, train_student
+from interactive_avatar.training.teacher import TeacherOptions, train_teacher
 
 WEIGHTS = 'generator.safetensors'
+TEACHER = 'teacher.safetensors'
+STAGES = ('teacher', 'memory', 'student', 'distil')
 CLIPS_AT_ONCE = 110
 """Clips whose pictures are held at a time: 22 GB at 40 s and 256×256."""
 
@@ -41,16 +53,33 @@ CLIPS_AT_ONCE = 110
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog='avatar train', description=__doc__)
-    parser.add_argument('stage', choices=('autoencoder', 'denoiser'))
-    parser.add_argument('--seconds', type=float, required=True,
-                        help='wall time of the stage; 0 only prepares the data')
+    parser.add_argument('stage', choices=('autoencoder', 'denoiser', *STAGES))
+    parser.add_argument('--seconds', type=float, default=0.0,
+                        help='wall time of the stage; 0 (and no --steps) only prepares the data')
+    parser.add_argument('--steps', type=int, default=0,
+                        help='length of the schedule in steps, instead of --seconds '
+                             f'({", ".join(STAGES)})')
+    parser.add_argument('--resume', action='store_true',
+                        help=f'go on from where an earlier call ended ({", ".join(STAGES)})')
+    parser.add_argument('--checkpoint-seconds', type=float, default=600.0,
+                        help='how often state and samples are written beside the end')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--accumulate', type=int, default=1,
+                        help='parts in which each process works its batch off')
+    parser.add_argument('--fsdp', action='store_true',
+                        help='split weights and optimiser over the processes (FSDP2)')
+    parser.add_argument('--teacher', type=Path,
+                        help='weights of the teacher for distil: a file, or a folder with parts; '
+                             'teacher.safetensors of the state folder if not given')
     parser.add_argument('--audio-seconds', type=float, default=30.0,
                         help='wall time of the audio warm-up before the autoencoder; 0 for none')
     parser.add_argument('--assets', type=Path, default=Path('assets'),
                         help='folder with people.npz, speech/speech.npz and prompts.npz')
     parser.add_argument('--state', type=Path, default=Path('checkpoints/state'),
                         help='folder kept between stages: weights, latents, optimiser')
-    parser.add_argument('--weights', type=Path, help='folder with parts of earlier weights')
+    parser.add_argument('--weights', type=Path,
+                        help='earlier weights: a safetensors file, a folder with '
+                             f'{WEIGHTS} or its parts, or a released model')
     parser.add_argument('--out', type=Path, default=Path('out/train'))
     parser.add_argument('--clips', type=int, default=150, help='clips per process')
     parser.add_argument('--clip-seconds', type=int, default=40)
@@ -81,12 +110,19 @@ def main(argv: list[str] | None = None) -> int:
     for folder in (args.state, args.out):
         folder.mkdir(parents=True, exist_ok=True)
     if args.weights is not None:
-        fresh = generator.load(join_parts(args.weights, WEIGHTS), partial=True)
+        # A teacher brings no autoencoder and a released one may have another decoder, which
+        # stages that work on latents need for nothing but sample sheets.
+        fresh = generator.load(weights_file(args.weights, WEIGHTS), partial=True,
+                               misfits=args.stage in STAGES)
     elif (args.state / WEIGHTS).is_file():
         generator.load(args.state / WEIGHTS)
     generator.to(process.device)
     shard = prepare_shard(args, config, generator, process, say)
-    if args.seconds <= 0:
+    if args.seconds <= 0 and not args.steps:
+        leave(process)
+        return 0
+    if args.stage in STAGES:
+        train_stage(args, config, generator, shard, process, say, fresh)
         leave(process)
         return 0
     if args.stage == 'autoencoder':
@@ -122,6 +158,87 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def weights_file(path: Path, name: str) -> Path:
+    """A safetensors file: ``path`` itself, or in that folder ``name``, its parts, or the released
+    ``model.safetensors``.
+
+    Raises:
+        FileNotFoundError: if there is none of them.
+    """
+    if path.is_file():
+        return path
+    released = path / WEIGHTS_NAME
+    if released.is_file() and not list(path.glob(f'{name}*')):
+        return released
+    return join_parts(path, name)
+
+
+def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
+                shard: Shard, process: Process, say: Callable[[str], None],
+                fresh: frozenset[str]) -> None:
+    """Run one of `STAGES`, and write the averaged weights and a sheet of samples."""
+    untrained = [n for n in fresh if n.startswith(('denoiser.', 'audio.', 'autoencoder.encoder'))]
+    if untrained:
+        raise ValueError(f'the stage {args.stage} needs trained weights, but {untrained[0]!r} and '
+                         f'{len(untrained) - 1} others are missing in {str(args.weights)!r}: give '
+                         f'those of the denoiser stage with --weights')
+    run = Run(out=args.out, state=args.state, seconds=args.seconds, steps=args.steps,
+              until=args.until, resume=args.resume, seed=args.seed, accumulate=args.accumulate,
+              checkpoint_seconds=args.checkpoint_seconds, sharded=args.fsdp)
+    prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens, process.device)
+    trainee = Trainee(generator.audio, generator.denoiser).to(process.device)
+    process.share_weights(trainee)
+    names = ('audio.', 'denoiser.')
+    sheet = partial(write_samples, generator, shard, prompts, process, args)
+    if args.fsdp:
+        for module in (generator.audio, generator.denoiser):
+            split(module, process)
+    options: object
+    if args.stage == 'teacher':
+        options = options_from(args.config, TeacherOptions())
+        optimiser = train_teacher(trainee, shard, prompts, process, run, options, sheet)
+    elif args.stage == 'memory':
+        options = options_from(args.config, MemoryOptions())
+        optimiser = train_memory(generator.denoiser, shard, process, run, options,
+                                 generator.autoencoder)
+        if options.compare:
+            say(f'compared: {args.out / "retrieval.json"}; no weights are kept of a comparison')
+            return
+    elif args.stage == 'student':
+        options = options_from(args.config, StudentOptions())
+        optimiser = train_student(trainee, shard, prompts, process, run, options, sheet)
+    else:
+        options = options_from(args.config, DistilOptions())
+        teacher = None
+        if options.dmd_weight > 0.0:
+            teacher = load_teacher(args.teacher or args.state, config, process)
+        optimiser = train_distil(trainee, teacher, shard, prompts, process, run, options, sheet)
+    say(f'{args.stage} trained')
+    with averaged(optimiser):
+        state = whole_state(generator)
+    if process.leads:
+        plain = Generator(config)
+        plain.load_state_dict(state)
+        name = TEACHER if args.stage == 'teacher' else WEIGHTS
+        target = args.state / name
+        if target.is_file():
+            target.replace(args.state / f'before_{args.stage}.{name}')
+        plain.save(target, quantise=False, prefixes=names if name == TEACHER else ('',))
+        plain.save(args.out / name, quantise=False, prefixes=names)
+        save_parts(args.out / name, args.out)
+        (args.out / name).unlink()
+
+
+def load_teacher(path: Path, config: GeneratorConfig, process: Process) -> Trainee:
+    """The teacher's audio encoder and denoiser."""
+    generator = Generator(config)
+    missing = [name for name in generator.load(weights_file(path, TEACHER), partial=True)
+               if name.startswith(('audio.', 'denoiser.'))]
+    if missing:
+        raise ValueError(f'{str(path)!r} is no teacher: it lacks {missing[0]!r}')
+    return Trainee(generator.audio, generator.denoiser).to(process.device)
+
+
 def leave(process: Process) -> None:
     """Wait for the other processes and end the group."""
     if process.world > 1:
@@ -140,7 +257,7 @@ def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: 
     kept = args.state / f'latents{process.rank}.pt'
     # Another random order for every continued call.
     seed = options.first_seed + int(args.done * 1000)
-    if args.stage == 'denoiser' and kept.is_file():
+    if args.stage != 'autoencoder' and kept.is_file():
         state = torch.load(kept, map_location=process.device)
         return Shard.of([state], config, process.device, seed)
     render = partial(Shard.render, config=config, people=people, speech=speech,

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rollout is the stream, and one window repeats it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy import TINY, prompts, shard, trainee
+
+from interactive_avatar.generator.backends.torch import TorchBackend
+from interactive_avatar.generator.memory import DynamicKeyFrames, VisualMemory, frame_feature
+from interactive_avatar.generator.networks import Generator
+from interactive_avatar.training.rollout import (
+    Rollout,
+    key_frame_slot,
+    segment_clip,
+    segment_window,
+)
+
+LEVELS = (1.0, 0.5)
+
+
+@pytest.fixture
+def rollout() -> Rollout:
+    made = Rollout(trainee().denoiser.eval(), shard(chunks=120), prompts(), batch=2, chunks=10,
+                   restart_share=0.0, captured=False)
+    made.begin(120)
+    return made
+
+
+def test_key_frames_are_chosen_as_the_stream_chooses_them() -> None:
+    random = np.random.default_rng(0)
+    held = random.standard_normal((20, 6, 12)).astype(np.float32)
+    candidates = random.standard_normal((20, 12)).astype(np.float32)
+    candidates[:3] = held[:3, 2]
+    slots = key_frame_slot(torch.from_numpy(held), torch.from_numpy(candidates)).tolist()
+    expected = [DynamicKeyFrames().slot(list(h), c) for h, c in zip(held, candidates, strict=True)]
+    assert slots == [-1 if slot is None else slot for slot in expected]
+    assert -1 in slots and len(set(slots)) > 3
+
+
+def test_one_window_repeats_the_rollout(rollout: Rollout) -> None:
+    model = rollout._model
+    hear = trainee().audio.eval()
+    checked = 0
+    for number in range(11):
+        torch.manual_seed(number)
+        # The last segment is made in one step, so that all of it is compared.
+        segment, tokens = rollout.advance(hear, LEVELS if number < 10 else (1.0,))
+        if number not in (0, 1, 3, 10):
+            continue
+        window = segment_window(segment, tokens, rollout._prompts, segment.noised, segment.level,
+                                TINY.sampler.commit_level)
+        with torch.no_grad():
+            x0 = segment.noised - segment.level[..., None, None, None] * model.window(window)
+        last = segment.level == (LEVELS[-1] if number < 10 else 1.0)
+        checked += int(last.sum())
+        torch.testing.assert_close(x0[last], segment.made[last], rtol=1e-4, atol=1e-4)
+    assert checked >= 20
+    # Long memory is full and has changed; the last segment saw all kinds of entries.
+    assert (rollout.mask == 0).all()
+    assert (rollout.long_count == TINY.memory.long).all()
+
+
+def test_the_rollout_is_the_stream(rollout: Rollout) -> None:
+    """Chunk by chunk `VisualMemory` on the torch backend gives the same caches and latents."""
+    model = rollout._model
+    generator = Generator(TINY)
+    generator.denoiser.load_state_dict(model.state_dict())
+    backend = TorchBackend.of(generator)
+    hear = trainee().audio.eval()
+    generator.audio.load_state_dict(hear.state_dict())
+    side = TINY.autoencoder.picture_px
+    picture = np.zeros((side, side, 3), np.uint8)
+    memory: VisualMemory | None = None
+    for segment_number in range(11):
+        torch.manual_seed(segment_number)
+        segment, _ = rollout.advance(hear, (1.0,))
+        if memory is None:
+            memory = VisualMemory(backend, segment.reference[0].numpy(), picture)
+        for chunk in range(10):
+            prompt = segment.prompt_ids[0, segment.text_index[0, chunk]]
+            states = rollout._prompts.states[prompt]
+            k, v = model.text_cache(states[None])
+            text = (k, v, rollout._prompts.mask[prompt][None])
+            audio = backend.encode_audio(segment.mel[0, chunk].numpy())
+            x = segment.noised[0, chunk].numpy()
+            latent = x - backend.denoise(x, 1.0, audio, text, memory.cache)
+            np.testing.assert_allclose(latent, segment.made[0, chunk].numpy(), atol=2e-3)
+            # The noise of the commit is what the segment recorded; the last one is not.
+            if chunk < 9:
+                noised = segment.committed[0, chunk + 2].numpy()
+                kv = backend.commit(noised, TINY.sampler.commit_level, audio, text, memory.cache)
+            else:
+                kv = (rollout.k[:1, :, :, -TINY.chunk_tokens:].clone(),
+                      rollout.v[:1, :, :, -TINY.chunk_tokens:].clone())
+            memory.commit(segment.made[0, chunk].numpy(), kv)
+    assert memory is not None
+    np.testing.assert_array_equal(memory.cache.mask[0].numpy(), rollout.mask[0].numpy())
+    torch.testing.assert_close(memory.cache.k[0], rollout.k[0], rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(memory.cache.v[0], rollout.v[0], rtol=1e-3, atol=2e-3)
+    assert len(memory.long_features) == TINY.memory.long
+    np.testing.assert_allclose(np.stack(memory.long_features), rollout.long_features[0].numpy(),
+                               atol=1e-3)
+
+
+def test_features_are_those_of_the_memory(rollout: Rollout) -> None:
+    a = TINY.autoencoder
+    latent = torch.randn(2, a.latent_channels, a.latent_px, a.latent_px)
+    made = rollout._feature(latent)
+    for b in range(2):
+        np.testing.assert_allclose(made[b].numpy(), frame_feature(
+            latent[b].numpy(), rollout.reference[b].numpy()), atol=1e-5)
+
+
+def test_anchored_streams_stay_near_their_clips(rollout: Rollout) -> None:
+    hear = trainee().audio.eval()
+    torch.manual_seed(0)
+    segment, _ = rollout.advance(hear, LEVELS, anchored=1, anchor_low=0.0, anchor_high=0.02)
+    assert (segment.made[0] - segment.truth[0]).abs().mean() < 0.2
+    assert (segment.made[1] - segment.truth[1]).abs().mean() > 0.5
+    assert (segment.level[0] <= 0.02).all()
+
+
+def test_gradients_reach_what_writes_the_caches(rollout: Rollout) -> None:
+    hear = trainee().audio
+    for _ in range(5):
+        segment, tokens = rollout.advance(hear, LEVELS)
+    window = segment_window(segment, tokens, rollout._prompts, segment.noised, segment.level, 0.1)
+    rollout._model.window(window).square().mean().backward()
+    for name in ('compressor.conv1.weight', 'kind_embedding', 'previous_head.weight',
+                 'blocks.0.text.k.weight'):
+        gradient = rollout._model.get_parameter(name).grad
+        assert gradient is not None and gradient.abs().max() > 0, name
+    assert next(hear.parameters()).grad is not None
+    clip = segment_clip(segment, TINY, segment.made, torch.full((2,), 0.5), tokens.detach(),
+                        rollout._prompts)
+    assert rollout._model.clip(clip).shape == segment.made.shape
+
+
+def test_a_segment_must_be_whole_groups() -> None:
+    with pytest.raises(ValueError, match='multiple of the memory group'):
+        Rollout(trainee().denoiser, shard(), prompts(), 2, 7, 0.0, False)
+    with pytest.raises(ValueError, match='does not fit'):
+        Rollout(trainee().denoiser, shard(chunks=40), prompts(), 2, 45, 0.0, False)
