@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import TINY, prompts, shard, trainee
 
-from interactive_avatar.generator.backends.torch import TorchBackend
-from interactive_avatar.generator.memory import DynamicKeyFrames, VisualMemory, frame_feature
-from interactive_avatar.generator.networks import Generator
+from interactive_avatar.generator.backends.base import MASKED
+from interactive_avatar.generator.denoiser import rotate
+from interactive_avatar.generator.memory import DynamicKeyFrames, History, frame_feature
 from interactive_avatar.training.rollout import (
     Rollout,
     key_frame_slot,
@@ -69,45 +70,84 @@ def test_one_window_repeats_the_rollout(rollout: Rollout) -> None:
     assert (rollout.long_count == TINY.memory.long).all()
 
 
+class Slots:
+    """The cache of one stream, written as `CacheState` and `VisualMemory` lay it down."""
+
+    def __init__(self) -> None:
+        d = TINY.denoiser
+        shape = (1, d.layers, d.heads, TINY.context_tokens, d.head_width)
+        self.k, self.v = torch.zeros(shape), torch.zeros(shape)
+        self.mask = torch.full((1, TINY.context_tokens), float(MASKED))
+
+    def span(self, kind: str, index: int) -> slice:
+        start, _, tokens = TINY.cache_layout[kind]
+        return slice(start + index * tokens, start + (index + 1) * tokens)
+
+    def place(self, kind: str, index: int, k: Tensor, v: Tensor) -> None:
+        span = self.span(kind, index)
+        self.k[..., span, :], self.v[..., span, :], self.mask[:, span] = k, v, 0.0
+
+    def push(self, kind: str, k: Tensor, v: Tensor) -> None:
+        start, count, tokens = TINY.cache_layout[kind]
+        old, new = slice(start + tokens, start + count * tokens), \
+            slice(start, start + (count - 1) * tokens)
+        for array in (self.k, self.v):
+            array[..., new, :] = array[..., old, :].clone()
+        self.mask[:, new] = self.mask[:, old].clone()
+        self.place(kind, count - 1, k, v)
+
+
 def test_the_rollout_is_the_stream(rollout: Rollout) -> None:
-    """Chunk by chunk `VisualMemory` on the torch backend gives the same caches and latents."""
+    """Chunk by chunk, `History` and the stream's networks give the same caches and latents."""
     model = rollout._model
-    generator = Generator(TINY)
-    generator.denoiser.load_state_dict(model.state_dict())
-    backend = TorchBackend.of(generator)
     hear = trainee().audio.eval()
-    generator.audio.load_state_dict(hear.state_dict())
-    side = TINY.autoencoder.picture_px
-    picture = np.zeros((side, side, 3), np.uint8)
-    memory: VisualMemory | None = None
-    for segment_number in range(11):
-        torch.manual_seed(segment_number)
-        segment, _ = rollout.advance(hear, (1.0,))
-        if memory is None:
-            memory = VisualMemory(backend, segment.reference[0].numpy(), picture)
-        for chunk in range(10):
-            prompt = segment.prompt_ids[0, segment.text_index[0, chunk]]
-            states = rollout._prompts.states[prompt]
-            k, v = model.text_cache(states[None])
-            text = (k, v, rollout._prompts.mask[prompt][None])
-            audio = backend.encode_audio(segment.mel[0, chunk].numpy())
-            x = segment.noised[0, chunk].numpy()
-            latent = x - backend.denoise(x, 1.0, audio, text, memory.cache)
-            np.testing.assert_allclose(latent, segment.made[0, chunk].numpy(), atol=2e-3)
-            # The noise of the commit is what the segment recorded; the last one is not.
-            if chunk < 9:
-                noised = segment.committed[0, chunk + 2].numpy()
-                kv = backend.commit(noised, TINY.sampler.commit_level, audio, text, memory.cache)
-            else:
-                kv = (rollout.k[:1, :, :, -TINY.chunk_tokens:].clone(),
-                      rollout.v[:1, :, :, -TINY.chunk_tokens:].clone())
-            memory.commit(segment.made[0, chunk].numpy(), kv)
-    assert memory is not None
-    np.testing.assert_array_equal(memory.cache.mask[0].numpy(), rollout.mask[0].numpy())
-    torch.testing.assert_close(memory.cache.k[0], rollout.k[0], rtol=1e-3, atol=2e-3)
-    torch.testing.assert_close(memory.cache.v[0], rollout.v[0], rtol=1e-3, atol=2e-3)
-    assert len(memory.long_features) == TINY.memory.long
-    np.testing.assert_allclose(np.stack(memory.long_features), rollout.long_features[0].numpy(),
+    slots = Slots()
+    history: History | None = None
+    with torch.no_grad():
+        for segment_number in range(11):
+            torch.manual_seed(segment_number)
+            segment, _ = rollout.advance(hear, (1.0,))
+            if history is None:
+                reference = segment.reference[:1]
+                history = History(TINY.memory, reference[0].numpy())
+                slots.place('reference', 0, *model.reference(reference))
+                previous = reference
+            for chunk in range(10):
+                prompt = segment.prompt_ids[0, segment.text_index[0, chunk]]
+                text = (*model.text_cache(rollout._prompts.states[prompt][None]),
+                        rollout._prompts.mask[prompt][None])
+                audio = model.audio_cache(hear(segment.mel[:1, chunk]))
+                held = (previous, *audio, *text,
+                        rotate(slots.k, model.cache_cos, model.cache_sin), slots.v, slots.mask)
+
+                x, made = segment.noised[:1, chunk], segment.made[:1, chunk]
+                latent = x - model.chunk(x, torch.ones(1), *held)[0]
+                np.testing.assert_allclose(latent.numpy(), made.numpy(), atol=2e-3)
+                # The noise of the commit is what the segment recorded; the last one is not.
+                if chunk < 9:
+                    level = torch.full((1,), TINY.sampler.commit_level)
+                    _, k, v = model.chunk(segment.committed[:1, chunk + 2], level, *held)
+                else:
+                    k = rollout.k[:1, :, :, -TINY.chunk_tokens:].clone()
+                    v = rollout.v[:1, :, :, -TINY.chunk_tokens:].clone()
+                slots.push('adjacent', k, v)
+                previous = made
+                leaving = history.follow(made[0].numpy())
+                if leaving is not None:
+                    first = slots.span('reference', 0)
+                    entry = model.entry(torch.from_numpy(leaving.latents)[None],
+                                        slots.k[..., first, :], slots.v[..., first, :])
+                    if leaving.long_slot is not None:
+                        oldest = slots.span('short', 0)
+                        slots.place('long', leaving.long_slot, slots.k[..., oldest, :].clone(),
+                                    slots.v[..., oldest, :].clone())
+                    slots.push('short', *entry)
+    assert history is not None
+    np.testing.assert_array_equal(slots.mask[0].numpy(), rollout.mask[0].numpy())
+    torch.testing.assert_close(slots.k[0], rollout.k[0], rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(slots.v[0], rollout.v[0], rtol=1e-3, atol=2e-3)
+    assert len(history.long_features) == TINY.memory.long
+    np.testing.assert_allclose(np.stack(history.long_features), rollout.long_features[0].numpy(),
                                atol=1e-3)
 
 

@@ -39,7 +39,8 @@ from interactive_avatar.training.teacher import (
 )
 
 TEACHER = TeacherOptions(batch=2, frames=4)
-DISTIL = DistilOptions(batch=4, chunks=10, reading_weight=0.0, reader_steps=2, critic_warm_up=1, critic_updates=2)
+DISTIL = DistilOptions(batch=4, chunks=10, reading_weight=0.0, reader_steps=2,
+                       critic_warm_up=1, critic_updates=2)
 
 
 def run_in(folder: Path, **values: object) -> Run:
