@@ -214,7 +214,9 @@ class VisualMemory:
             What is to be compressed and remembered now, for `Backend.remember`; mostly nothing.
         """
         leaving = self.history.follow(latent)
-        return leaving and MemoryJob(leaving.latents, self.cache, leaving.long_slot)
+        if leaving is None:
+            return None
+        return MemoryJob(leaving.latents, self.cache, leaving.long_slot)
 
     @property
     def redundancy(self) -> float:

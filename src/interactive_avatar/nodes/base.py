@@ -133,7 +133,7 @@ class AvatarNode(LifecycleNode):
     @property
     def simulated(self) -> bool:
         """Whether the node's time comes from /clock (``use_sim_time``)."""
-        return bool(self.get_clock().ros_time_is_active)
+        return bool(self.get_clock().ros_time_is_active)  # type: ignore[attr-defined]
 
     def seconds(self) -> float:
         """A clock that only runs forward and sets the pace: /clock's where it is simulated."""

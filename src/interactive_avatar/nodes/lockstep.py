@@ -191,7 +191,7 @@ class Lockstep:
         self._namespace = f'/{namespace.strip("/")}/'
         for name, kind in RECORDED_TOPICS.items():
             writer.add_topic(self._topic(name), kind, latched=name in LATCHED_TOPICS)
-        self._stream = open_stream(settings.generator)
+        self._stream, _ = open_stream(settings.generator)
         self._queue = SpeechQueue(settings.generator.prebuffer_chunks)
         self._muting = Muting()
         self._listener = Listener(

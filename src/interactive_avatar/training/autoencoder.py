@@ -253,11 +253,11 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
                                    streams.previous)
             spoilt = options.last_noise * torch.rand(len(latents), 1, 1, 1, device=device)
             last = streams.last + spoilt * torch.randn_like(streams.last)
-            made, *candidates = unroll(model.decoder, noisy,
-                                       Sight(previous, last, reference, streams.picture))
+            made, drawn, carried, kept = unroll(
+                model.decoder, noisy, Sight(previous, last, reference, streams.picture))
         picture, plain = loss_function(made, true, weight, streams.last, before, ~streams.fresh,
                                        options)
-        each = candidates_function(*candidates, true, weight)
+        each = candidates_function(drawn, carried, kept, true, weight)
         loss = picture + options.candidates_weight * each
         figures = {'loss': picture, 'l1': plain, 'candidates': each}
         if not frozen:

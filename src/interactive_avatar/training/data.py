@@ -334,11 +334,11 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     begin = torch.where(roll < 0.12, s, torch.where(roll < 0.4, (s - back).clamp_min(0), 0))
     phase = int(torch.randint(0, m.group, (1,), device=device, generator=shard.random))
 
-    at = s[:, None] + torch.arange(-2, targets, device=device)
-    inside = at.clamp(0, chunks - 1)
+    around = s[:, None] + torch.arange(-2, targets, device=device)
+    inside = around.clamp(0, chunks - 1)
     latents = shard.latents[clip[:, None], inside].float()
-    flat_clip = clip[:, None].expand_as(at).flatten()
-    mel = shard.mel_windows(flat_clip, inside.flatten()).unflatten(0, at.shape)
+    flat_clip = clip[:, None].expand_as(around).flatten()
+    mel = shard.mel_windows(flat_clip, inside.flatten()).unflatten(0, around.shape)
     step = torch.arange(FRAMES_PER_CHUNK, device=device)
     mouth = shard.mouth[clip[:, None, None], inside[..., None] * FRAMES_PER_CHUNK + step]
 

@@ -244,8 +244,7 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
         target_level, targets = segment.level.clone(), segment.noised.clone()
         noise = torch.randn_like(segment.truth[:anchored])
         if anchored:
-            target_level[:anchored] = anchor_levels(target_level[:anchored].shape[:2], options,
-                                                    device)
+            target_level[:anchored] = anchor_levels((anchored, rollout.chunks), options, device)
             targets[:anchored] = mix(segment.truth[:anchored], target_level[:anchored], noise)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             window = segment_window(segment, tokens, prompts, targets, target_level, commit_level)

@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     if process.leads:
         generator.save(args.state / WEIGHTS, quantise=False)
         # Only what the stage trained travels: the autoencoder stays as its own stage left it.
-        trained = ('audio.', 'denoiser.')
+        trained: tuple[str, ...] = ('audio.', 'denoiser.')
         if args.stage == 'autoencoder':
             trained = ('autoencoder.decoder.',) if options.decoder_only \
                 else ('autoencoder.', 'audio.')
@@ -193,26 +193,26 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
     if args.fsdp:
         for module in (generator.audio, generator.denoiser):
             split(module, process)
-    options: object
     if args.stage == 'teacher':
-        options = options_from(args.config, TeacherOptions())
-        optimiser = train_teacher(trainee, shard, prompts, process, run, options, sheet)
+        optimiser = train_teacher(trainee, shard, prompts, process, run,
+                                  options_from(args.config, TeacherOptions()), sheet)
     elif args.stage == 'memory':
-        options = options_from(args.config, MemoryOptions())
-        optimiser = train_memory(generator.denoiser, shard, process, run, options,
+        remembering = options_from(args.config, MemoryOptions())
+        optimiser = train_memory(generator.denoiser, shard, process, run, remembering,
                                  generator.autoencoder)
-        if options.compare:
+        if remembering.compare:
             say(f'compared: {args.out / "retrieval.json"}; no weights are kept of a comparison')
             return
     elif args.stage == 'student':
-        options = options_from(args.config, StudentOptions())
-        optimiser = train_student(trainee, shard, prompts, process, run, options, sheet)
+        optimiser = train_student(trainee, shard, prompts, process, run,
+                                  options_from(args.config, StudentOptions()), sheet)
     else:
-        options = options_from(args.config, DistilOptions())
+        distilling = options_from(args.config, DistilOptions())
         teacher = None
-        if options.dmd_weight > 0.0:
+        if distilling.dmd_weight > 0.0:
             teacher = load_teacher(args.teacher or args.state, config, process)
-        optimiser = train_distil(trainee, teacher, shard, prompts, process, run, options, sheet)
+        optimiser = train_distil(trainee, teacher, shard, prompts, process, run,
+                                 distilling, sheet)
     say(f'{args.stage} trained')
     with averaged(optimiser):
         state = whole_state(generator)

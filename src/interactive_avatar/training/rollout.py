@@ -324,7 +324,8 @@ class Rollout:
         kept = [cache[:, :, :, adjacent].unflatten(3, (m.adjacent, -1)).clone()
                 for cache in (self.k, self.v)]
         age, first = self.age.clone(), self.trail[:, -m.adjacent:].clone()
-        groups, fresh_groups = self.short_groups.clone(), []
+        groups = self.short_groups.clone()
+        fresh_groups: list[Tensor] = []
         long_groups = self.long_groups.clone()
         fixed = m.short + self.chunks // m.group
         long_index = (fixed + torch.arange(m.long, device=device)).repeat(self.batch, 1)
@@ -345,7 +346,8 @@ class Rollout:
             masks.append(self.mask.clone())
             short_rows.append(torch.arange(m.short, device=device) + len(fresh_groups))
             long_rows.append(long_index.clone())
-            clean, kept_x, kept_level = self._x, None, None
+            clean = kept_x = self._x
+            kept_level = self._level
             for step, level in enumerate(levels):
                 noise = torch.randn_like(clean)
                 x = noise if step == 0 else mix(clean, torch.full_like(self._level, level), noise)
@@ -358,15 +360,15 @@ class Rollout:
                 velocity = self._step(x, at)[0].float()
                 clean = x - at[:, None, None, None] * velocity
                 here = chosen_step == step
-                kept_x = x if kept_x is None else torch.where(here[:, None, None, None], x, kept_x)
-                kept_level = at if kept_level is None else torch.where(here, at, kept_level)
+                kept_x = torch.where(here[:, None, None, None], x, kept_x)
+                kept_level = torch.where(here, at, kept_level)
             made.append(clean)
             noised.append(kept_x)
             at_level.append(kept_level)
             noise = torch.randn_like(clean)
-            level = torch.full_like(self._level, commit_level)
+            quiet = torch.full_like(self._level, commit_level)
             noises.append(noise)
-            _, k, v = self._step(mix(clean, level, noise), level)
+            _, k, v = self._step(mix(clean, quiet, noise), quiet)
             self._commit(clean, k, v)
             if (chunk + 1 - m.adjacent) % m.group == 0:
                 fresh_groups.append(self.trail[:, :m.group].clone())

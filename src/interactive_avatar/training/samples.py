@@ -38,7 +38,7 @@ def write_samples(generator: Generator, shard: Shard, prompts: Prompts, process:
     generator.eval()
     if args.fsdp:
         for module in (generator.audio, generator.denoiser):
-            module.unshard()
+            module.unshard()  # type: ignore[operator]
     try:
         with torch.autocast(process.device.type, torch.bfloat16, enabled=cuda):
             if args.stage == 'teacher':
@@ -52,7 +52,7 @@ def write_samples(generator: Generator, shard: Shard, prompts: Prompts, process:
     finally:
         if args.fsdp:
             for module in (generator.audio, generator.denoiser):
-                module.reshard()
+                module.reshard()  # type: ignore[operator]
         generator.train()
         shard.random.set_state(state)
         torch.set_rng_state(outside)

@@ -71,13 +71,13 @@ def perform(stream: Any, trial: Trial, variant: int) -> NDArray[np.uint8]:
         *[stable_prompt(then)] * (AFTER_FRAMES // FRAMES_PER_CHUNK - ACTION_CHUNKS)])
 
 
-def _ready(stream: Any, trial: Trial, warm: object) -> object:
+def _ready(stream: Any, trial: Trial, warm: Any) -> Any:
     """State of the stream in which a trial can begin: what has to happen first has happened."""
     stream.restore(warm)
     if trial.first is None:
         return warm
     action, slots = trial.first
-    run(stream, [*[action_prompt(action, WorldState(), **slots)] * ACTION_CHUNKS,
+    run(stream, [*[action_prompt(action, WorldState(), 0, **slots)] * ACTION_CHUNKS,
                  *[stable_prompt(trial.before)] * SETTLE_CHUNKS])
     return stream.snapshot()
 
@@ -99,7 +99,7 @@ def act(item: HeldOut, player: Player, mesh: MeshJudge, trials: Sequence[Trial],
         stream = player.stream(item.reference, stable_prompt(WorldState()))
         run(stream, [stable_prompt(WorldState())] * WARM_CHUNKS)
         warm = stream.snapshot()
-        ready: dict[str, object] = {}
+        ready: dict[str, Any] = {}
         for trial, variant in wanted:
             first = repr(trial.first)
             if first not in ready:

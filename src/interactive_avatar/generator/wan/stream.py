@@ -170,11 +170,11 @@ class WanStream(AvatarStream):
         for name, span in zip(('audio', 'denoise', 'commit', 'decode'), np.diff(marks)):
             seconds[name] = float(span)
 
-    def snapshot(self) -> object:
+    def snapshot(self) -> Any:
         """See `AvatarStream.snapshot`."""
         return _copy(cast(_WanState, self._state))
 
-    def restore(self, snapshot: object) -> None:
+    def restore(self, snapshot: Any) -> None:
         """See `AvatarStream.restore`."""
         if not isinstance(snapshot, _WanState):
             raise TypeError(f'{type(snapshot).__name__} is not a snapshot of a wan stream')
