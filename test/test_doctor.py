@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-import hashlib
 import json
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
 from interactive_avatar import cli, doctor
-from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.paths import resource
 
 
 def write_config(folder: Path, model: Path, backend: str = 'onnx', port: int = 8080) -> str:
@@ -23,11 +23,7 @@ def levels(findings: list[doctor.Finding]) -> dict[str, str]:
 
 def test_a_sound_model_passes_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     model = tmp_path / 'model'
-    model.mkdir()
-    (model / 'config.json').write_text(GeneratorConfig().to_json())
-    (model / 'denoise.onnx').write_bytes(b'weights')
-    (model / 'manifest.json').write_text(json.dumps({'sha256': {
-        'denoise.onnx': hashlib.sha256(b'weights').hexdigest()}}))
+    shutil.copytree(resource('models/compact'), model)
     config = write_config(tmp_path, model)
 
     def found() -> doctor.Finding:

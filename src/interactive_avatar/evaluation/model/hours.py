@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,26 +61,6 @@ def look(frame: NDArray[np.uint8], judge: IdentityJudge, reference: NDArray[np.f
     return [float(distance), *map(float, colour), float(metrics.sharpness(frame[None])[0])]
 
 
-def dump(stream: Any, backend: Any) -> bytes:
-    """A stream's state as bytes; the backend itself is left out."""
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, item: Any) -> str | None:
-            return 'backend' if item is backend else None
-
-    buffer = io.BytesIO()
-    Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(stream.snapshot())
-    return buffer.getvalue()
-
-
-def load(stream: Any, backend: Any, data: bytes) -> None:
-    """Put a stream into the state that `dump` wrote."""
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, name: Any) -> Any:
-            return backend
-
-    stream.restore(Unpickler(io.BytesIO(data)).load())
-
-
 def slopes(minutes: NDArray[np.float64], values: NDArray[np.float64]) -> metrics.Slope:
     """Slope over minute means: frames of one minute are no independent measurements.
 
@@ -118,7 +97,7 @@ def play_minutes(item: HeldOut, player: Player, minutes: int, folder: Path,
         with np.load(notes) as data:
             rows, shown, done = data['rows'].tolist(), list(data['shown']), int(data['minutes'])
         if done < minutes:
-            load(stream, player.backend, state.read_bytes())
+            stream.restore(pickle.loads(state.read_bytes()))
     for minute in range(done, minutes):
         prompts, sound = minute_of(sounds[minute % len(sounds)])
         for first in range(0, MINUTE_CHUNKS, SAMPLE_CHUNKS):
@@ -135,7 +114,7 @@ def play_minutes(item: HeldOut, player: Player, minutes: int, folder: Path,
         part_file = stem.with_suffix('.part.npz')
         np.savez_compressed(part_file, rows=np.array(rows), shown=np.array(shown),
                             minutes=np.array(minute + 1))
-        state.write_bytes(dump(stream, player.backend))
+        state.write_bytes(pickle.dumps(stream.snapshot()))
         part_file.replace(notes)
         table = np.array(rows)
         last = table[table[:, 0] >= minute]

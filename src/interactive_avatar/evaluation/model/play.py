@@ -65,6 +65,10 @@ class Player:
 
         self.setup = setup
         self.files = ModelFiles.open(resource(setup.model))
+        if setup.levels:
+            config = self.files.config
+            self.files = replace(self.files, config=replace(
+                config, sampler=replace(config.sampler, levels=setup.levels)))
         self.backend = open_backend(setup.backend, self.files)
         self._encode = TextEncoder.load().encode
 
@@ -79,13 +83,8 @@ class Player:
     def stream(self, reference: NDArray[np.uint8], prompt: str, seed: int = 0) -> AvatarStream:
         """A new stream of a person, uint8 [H, W, 3] RGB; `seed` is added to the setup's."""
         picture = fit_square(reference, self.files.config.autoencoder.picture_px)
-        stream = AvatarStream(self.backend, picture, prompt, self._encode, self.setup.seed + seed,
-                              self.setup.key_frames)
-        if self.setup.levels:
-            config = stream.config
-            stream.config = replace(config, sampler=replace(config.sampler,
-                                                            levels=self.setup.levels))
-        return stream
+        return AvatarStream(self.backend, picture, prompt, self._encode, self.setup.seed + seed,
+                            self.setup.key_frames)
 
 
 def run(stream: Any, prompts: Sequence[str], audio: NDArray[np.int16] | None = None,
