@@ -299,11 +299,6 @@ def start_graph(
     return Graph(processes, prepared, status_folder, respawn=respawn, tell=tell)
 
 
-def stop_graph(graph: Graph) -> None:
-    """Stop a graph of `start_graph`."""
-    graph.stop()
-
-
 def _yaml(value: object) -> str:
     """Write a parameter's value so that ROS reads the same type back."""
     if isinstance(value, bool):

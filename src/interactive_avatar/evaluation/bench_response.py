@@ -66,7 +66,6 @@ TYPED: Final = (
 )
 LONG_ANSWER: Final = ('What can you do?', 'ask_capability')
 INTERRUPTION: Final = ('Thank you, please put on your glasses.', 'wear')
-INTERRUPTIONS: Final = 4
 INTERRUPTS_AFTER_S: Final = 1.2
 
 

@@ -8,8 +8,6 @@ to ``minutes.jsonl`` as it ends, so that even a machine that loses power leaves 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from interactive_avatar.evaluation import metrics
 from interactive_avatar.evaluation.html import Card, HtmlReport
 from interactive_avatar.evaluation.plots import axes_of
+from interactive_avatar.evaluation.process import run_process
 from interactive_avatar.evaluation.report import machine, number
 from interactive_avatar.graph import NODES, start_graph
 from interactive_avatar.media.picture import contact_sheet, decode_image
@@ -29,7 +28,6 @@ NAMESPACE = 'avatar_stream'
 UTTERANCES = Path(__file__).parent / 'utterances'
 OFFSET_AIM_MS = 20.0
 MEMORY_AIM_SHARE = 0.02
-STOP_S = 20.0
 # The caches of every node have filled once by then; what grows after it grows for ever.
 WARM_UP_MINUTES = 2
 SHEET_PICTURES = 24
@@ -251,28 +249,20 @@ def run(options: StreamOptions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                    '--pictures', str(pictures_folder), '--seed', str(options.seed),
                    '--seconds', str(3600.0 * options.hours),
                    '--ready-timeout', str(options.ready_timeout_s)]
-        with open(options.out / 'logs' / 'stream_client.log', 'ab') as log:
-            client = subprocess.Popen(command, env=graph.environment, stdout=subprocess.PIPE,
-                                      stderr=log, text=True, start_new_session=True)
-        assert client.stdout is not None
+
+        def take(line: str) -> None:
+            event = json.loads(line)
+            if event['event'] == 'minute':
+                minutes.append(event)
+                record.write(json.dumps(event) + '\n')
+                record.flush()
+                print(describe_minute(event), flush=True)
+
         try:
-            for line in client.stdout:
-                event = json.loads(line)
-                if event['event'] == 'minute':
-                    minutes.append(event)
-                    record.write(json.dumps(event) + '\n')
-                    record.flush()
-                    print(describe_minute(event), flush=True)
+            run_process(command, graph.environment, options.out / 'logs' / 'stream_client.log',
+                       take)
         except KeyboardInterrupt:
             print('interrupted; the report holds what there is', file=sys.stderr)
-        finally:
-            if client.poll() is None:
-                client.send_signal(signal.SIGTERM)
-            try:
-                client.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                client.kill()
-                client.wait()
     if not minutes:
         raise StreamBenchError(f'not one minute was measured; logs are in '
                                f'{options.out / "logs"}: is the machine too slow, or was it '

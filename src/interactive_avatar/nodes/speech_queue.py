@@ -154,12 +154,6 @@ class SpeechQueue:
         with self._lock:
             return max((turn.turn_id for turn in self._turns), default=0)
 
-    def restart(self) -> None:
-        """Forget everything, also which turns were aborted (the sender has started anew)."""
-        with self._lock:
-            self._turns.clear()
-            self._aborted_turn = 0
-
     def figures(self) -> Mapping[str, object]:
         """Counters and the seconds that wait, for diagnostics."""
         with self._lock:

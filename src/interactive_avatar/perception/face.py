@@ -206,7 +206,6 @@ class Measures:
         eye_opening_m: mean height of the eyes.
         corner_lift_m: height of the mouth's corners above the middle of the inner lips.
         lip_gap_m: distance of the inner lips.
-        mouth_width_m: distance of the mouth's corners.
         brow_height_m: mean height of the brows above the corners of the eyes.
         box: left, top, right, bottom in pixels.
     """
@@ -217,7 +216,6 @@ class Measures:
     eye_opening_m: float
     corner_lift_m: float
     lip_gap_m: float
-    mouth_width_m: float
     brow_height_m: float
     box: tuple[float, float, float, float]
 
@@ -360,7 +358,6 @@ def measure_face(points: Floats, camera: Camera) -> Measures:
         pose=pose, gaze=gaze, off_camera_rad=off_camera, eye_opening_m=opening_m,
         corner_lift_m=float(corners[:, 2].mean() - lips[:, 2].mean()),
         lip_gap_m=float(np.linalg.norm(lips[0] - lips[1])),
-        mouth_width_m=float(np.linalg.norm(corners[0] - corners[1])),
         brow_height_m=float(face[list(BROWS), 2].mean() - face[list(EYE_OUTER), 2].mean()),
         box=(float(outline[:, 0].min()), float(outline[:, 1].min()),
              float(outline[:, 0].max()), float(outline[:, 1].max())))

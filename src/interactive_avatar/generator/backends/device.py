@@ -109,11 +109,6 @@ class Device:
         """The stream as other libraries take it."""
         return int(self.stream.handle)
 
-    def free_bytes(self) -> int:
-        """Memory that is free on the card."""
-        with self:
-            return int(self._driver.mem_get_info()[0])
-
     def buffer(self, spec: TensorSpec) -> Buffer:
         """A device buffer, not initialised."""
         return Buffer(self._driver, self.stream, spec)

@@ -83,12 +83,6 @@ class _Pool:
         self.free = list(range(rows - 1, -1, -1))
         self.spare = rows
 
-    @property
-    def row_bytes(self) -> int:
-        """Device memory of one stream."""
-        tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        return sum(value[0].numel() * value.element_size() for value in tensors)
-
 
 STATE_FIELDS: Final = ('k', 'v', 'mask', 'previous', 'reference', 'last', 'picture')
 
@@ -268,11 +262,6 @@ class TorchBackend:
             raise BackendMemoryError(f'all {self._pool.spare} places for streams are taken; close '
                                      f"one, or open the backend with more ('streams')")
         return self._guarded(lambda: TorchCache(self._pool, state))
-
-    @property
-    def stream_bytes(self) -> int:
-        """Device memory of one stream's past."""
-        return self._pool.row_bytes
 
     def chunks(self, jobs: Sequence[ChunkJob]) -> list[ChunkResult]:
         """See `Backend.chunks`; one batch."""

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from interactive_avatar.media.clock import SAMPLES_PER_FRAME
 
 MEL_FRAMES_PER_FRAME = 4
-# Digital silence is the floor of the spectrogram, see media.mel.
-SILENT_MEL = 0
 
 
 @dataclass(frozen=True)
