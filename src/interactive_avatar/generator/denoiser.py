@@ -125,6 +125,22 @@ class Block(nn.Module):
         return x + m[:, 5:6] * self.down(F.gelu(self.up(h), approximate='tanh'))
 
 
+def one_hot(index: Tensor, count: int) -> Tensor:
+    """Rows that `picked` takes: int64 [B, n] -> bool [B, n, count]."""
+    return index[..., None] == torch.arange(count, device=index.device)
+
+
+def picked(rows: Tensor, source: Tensor) -> Tensor:
+    """Rows of ``source`` [B · count, ...] for each of B, by ``rows`` [B, n, count] -> [B, n, ...].
+
+    As a product of matrices, whose backward is one too: that of an index adds row by row, which
+    took most of a training step on a GPU.
+    """
+    batch, _, count = rows.shape
+    flat = source.unflatten(0, (batch, count)).flatten(2)
+    return torch.bmm(rows.to(flat.dtype), flat).unflatten(2, source.shape[1:])
+
+
 @dataclass
 class Window:
     """A batch of clip windows for training; B clips, T target frames, Fc = T + 1 context frames.
@@ -406,9 +422,7 @@ class Denoiser(nn.Module):
         text = self.text_embedding(w.text)
         text_bias = torch.gather(w.text_mask, 1, w.text_index[..., None].expand(
             -1, -1, w.text_mask.shape[-1])).flatten(0, 1)[:, None, None].to(x.dtype)
-        prompts = text.shape[1]
-        text_flat = (torch.arange(batch, device=x.device)[:, None] * prompts
-                     + w.text_index).flatten()
+        text_rows = one_hot(w.text_index, text.shape[1])
         audio = w.audio.flatten(0, 1)
         slots = self._slots(w, groups)
         for i, block in enumerate(self.layers):
@@ -416,15 +430,15 @@ class Denoiser(nn.Module):
                                                                       w.kept_v[:, i])
             ref, mem, x = self._window_layer(
                 block, ref, mem, x, still[:, i], modulations[:, i], mask, text.flatten(0, 1),
-                text_flat, text_bias, audio, slots, batch, frames_c, frames, groups, kept)
+                text_rows, text_bias, audio, slots, batch, frames_c, frames, groups, kept)
         x = x.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         embedded = embedded.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         before = before.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         return self.velocity(x, embedded, before).unflatten(0, (batch, frames_t))
 
     def _slots(self, w: Window, groups: int) -> Tensor:
-        """Which group stands in each memory slot, long then short, as rows of the flattened
-        [B · groups]; int64 [B · F · 12]."""
+        """Which group stands in each memory slot, long then short, as rows for `picked`;
+        bool [B, F · 12, groups]."""
         batch, frames = w.text_index.shape
         device = w.short_index.device
         count = self.config.memory.long
@@ -432,11 +446,10 @@ class Denoiser(nn.Module):
         if long is None:
             long = torch.arange(groups - count, groups, device=device).expand(batch, frames, -1)
         short = w.short_index.expand(batch, -1, -1)
-        first = torch.arange(batch, device=device)[:, None, None] * groups
-        return (torch.cat([long, short], 2) + first).flatten()
+        return one_hot(torch.cat([long, short], 2).flatten(1), groups)
 
     def _window_layer(self, block: Block, ref: Tensor, mem: Tensor, x: Tensor, still: Tensor,
-                      m: Tensor, mask: Tensor, text: Tensor, text_flat: Tensor,
+                      m: Tensor, mask: Tensor, text: Tensor, text_rows: Tensor,
                       text_bias: Tensor, audio: Tensor, slots: Tensor, batch: int,
                       frames_c: int, frames: int, groups: int,
                       kept: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -455,7 +468,7 @@ class Denoiser(nn.Module):
             padded = F.pad(own, (0, 0, 0, 0, 0, 0, 2, 0))
             older = torch.cat([padded[:, :frames_c], own[:, :-1]], 1)
             newer = torch.cat([padded[:, 1:frames_c + 1], own[:, 1:]], 1)
-            entries = memory.index_select(0, slots).unflatten(0, (batch, frames, -1))
+            entries = picked(slots, memory).unflatten(1, (frames, -1))
             first = reference[:, None].expand(-1, frames, -1, -1, -1)
             return torch.cat([first, entries.transpose(2, 3).flatten(3, 4), older, newer],
                              3).flatten(0, 1)
@@ -467,7 +480,8 @@ class Denoiser(nn.Module):
                           torch.cat([past(v, mem_v, ref_v, kept_v), v], 2), mask)
         x = block.finish_attention(x, attended, m)
         text_k, text_v = block.text.project(text)
-        x = block.text(x, text_k[text_flat], text_v[text_flat], text_bias)
+        x = block.text(x, picked(text_rows, text_k).flatten(0, 1),
+                       picked(text_rows, text_v).flatten(0, 1), text_bias)
         x = block.audio(x, *block.audio.project(audio))
         return ref_next, mem_next, block.feed_forward(x, m)
 
@@ -491,13 +505,12 @@ class Denoiser(nn.Module):
         text = self.text_embedding(c.text)
         text_bias = torch.gather(c.text_mask, 1, c.text_index[..., None].expand(
             -1, -1, c.text_mask.shape[-1])).flatten(0, 1)[:, None, None].to(x.dtype)
-        text_flat = (torch.arange(batch, device=x.device)[:, None] * text.shape[1]
-                     + c.text_index).flatten()
+        text_rows = one_hot(c.text_index, text.shape[1])
         cos, sin = self._clip_rotation(frames)
         for i, block in enumerate(self.layers):
             ref, mem, x = self._clip_layer(
                 block, ref, mem, x, still[:, i], modulations[:, i], mask, text.flatten(0, 1),
-                text_flat, text_bias, c.audio.flatten(0, 1), cos, sin, batch, frames, groups)
+                text_rows, text_bias, c.audio.flatten(0, 1), cos, sin, batch, frames, groups)
         return self.velocity(x, embedded, None).unflatten(0, (batch, frames))
 
     def _clip_rotation(self, frames: int) -> tuple[Tensor, Tensor]:
@@ -512,7 +525,7 @@ class Denoiser(nn.Module):
         return kept
 
     def _clip_layer(self, block: Block, ref: Tensor, mem: Tensor, x: Tensor, still: Tensor,
-                    m: Tensor, mask: Tensor, text: Tensor, text_flat: Tensor, text_bias: Tensor,
+                    m: Tensor, mask: Tensor, text: Tensor, text_rows: Tensor, text_bias: Tensor,
                     audio: Tensor, cos: Tensor, sin: Tensor, batch: int, frames: int,
                     groups: int) -> tuple[Tensor, Tensor, Tensor]:
         ref_next, ref_k, ref_v = self._still_layer(block, ref, still, None, None)
@@ -537,6 +550,7 @@ class Denoiser(nn.Module):
                           torch.cat([past(mem_v, ref_v), together(v)], 2), mask)
         x = block.finish_attention(x, attended.unflatten(1, (frames, -1)).flatten(0, 1), m)
         text_k, text_v = block.text.project(text)
-        x = block.text(x, text_k[text_flat], text_v[text_flat], text_bias)
+        x = block.text(x, picked(text_rows, text_k).flatten(0, 1),
+                       picked(text_rows, text_v).flatten(0, 1), text_bias)
         x = block.audio(x, *block.audio.project(audio))
         return ref_next, mem_next, block.feed_forward(x, m)

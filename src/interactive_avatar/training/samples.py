@@ -40,7 +40,9 @@ def write_samples(generator: Generator, shard: Shard, prompts: Prompts, process:
         for module in (generator.audio, generator.denoiser):
             module.unshard()  # type: ignore[operator]
     try:
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=cuda):
+        # Layers compiled for the stage's shapes would be compiled again for these, for minutes.
+        with torch.compiler.set_stance('force_eager'), \
+                torch.autocast(process.device.type, torch.bfloat16, enabled=cuda):
             if args.stage == 'teacher':
                 truth, made, clip = _teacher_clips(generator, shard, prompts)
             else:
