@@ -16,6 +16,7 @@ from interactive_avatar.generator.backends.base import BackendMemoryError, Cache
 from interactive_avatar.generator.backends.engine_graph import prepare_graph
 from interactive_avatar.generator.backends.onnx import OnnxBackend, OnnxCache
 from interactive_avatar.generator.backends.torch import TorchBackend
+from interactive_avatar.generator.cpu_graphs import CPU_GRAPHS
 from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.signatures import (
     DEVICE_GRAPHS,
@@ -72,10 +73,11 @@ def test_onnx_agrees_with_torch(model: Path, float32: TorchBackend, graph: str) 
                          float32.run_graph(graph, inputs)) < RELATIVE_FLOAT32
 
 
-def test_the_8_bit_graph_is_near(model: Path, float32: TorchBackend) -> None:
-    onnx = OnnxBackend(ModelFiles.open(model), graphs=('denoise',))
-    inputs = examples('denoise')
-    error = largest_error(onnx.run_graph('denoise', inputs), float32.run_graph('denoise', inputs))
+@pytest.mark.parametrize('graph', CPU_GRAPHS)
+def test_the_8_bit_graphs_are_near(model: Path, float32: TorchBackend, graph: str) -> None:
+    onnx = OnnxBackend(ModelFiles.open(model), graphs=(graph,))
+    inputs = examples(graph)
+    error = largest_error(onnx.run_graph(graph, inputs), float32.run_graph(graph, inputs))
     assert 0 < error < RELATIVE_INT8
 
 

@@ -11,42 +11,44 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.cpu_graphs import CPU_GRAPHS, DOMAIN
 from interactive_avatar.generator.graph_modules import graph_module
+from interactive_avatar.generator.integer_products import IntegerProducts
 from interactive_avatar.generator.model import CONFIG_NAME, WEIGHTS_NAME, write_manifest
 from interactive_avatar.generator.networks import SCALE_SUFFIX, Generator
 from interactive_avatar.generator.signatures import (
+    INT8_SUFFIX,
     GraphSignature,
     TensorSpec,
+    cpu_signature,
     graph_signatures,
 )
 
 OPSET = 18
+CPU_OPSET = 20
+"""Of the graphs for a CPU, which TensorRT never sees: the first with GELU as one operator."""
 
 
-def graph_inputs(config: GeneratorConfig) -> dict[str, dict[str, Tensor]]:
-    """Example inputs of every graph, by name; shapes are fixed."""
-    def example(spec: TensorSpec) -> Tensor:
-        if spec.dtype == 'uint8':
-            return torch.zeros(spec.shape, dtype=torch.uint8)
-        return torch.randn(spec.shape)
-
-    return {graph: {name: example(spec) for name, spec in signature.inputs.items()}
-            for graph, signature in graph_signatures(config).items()}
+def graph_inputs(signature: GraphSignature) -> dict[str, Tensor]:
+    """Example inputs of a graph, by name; shapes are fixed."""
+    return {name: torch.zeros(spec.shape, dtype=torch.uint8) if spec.dtype == 'uint8'
+            else torch.randn(spec.shape) for name, spec in signature.inputs.items()}
 
 
 def export(generator: Generator, root: Path, note: dict[str, object] | None = None) -> None:
     """Write config, weights, graphs and manifest of ``generator`` to the directory ``root``.
 
-    ``denoise.int8.onnx`` is the same network with its matrix products in 8-bit integers
-    (activations quantised per tensor at run time); it reads the same weights file.
+    Graphs whose names end in ``.int8`` are the same networks laid out for a CPU, with their
+    products in 8-bit integers (see `cpu_graphs`); they read the same weights file.
     """
     root.mkdir(parents=True, exist_ok=True)
     generator = generator.float().cpu().eval()
@@ -54,22 +56,34 @@ def export(generator: Generator, root: Path, note: dict[str, object] | None = No
     (root / CONFIG_NAME).write_text(generator.config.to_json() + '\n')
     generator.save(root / WEIGHTS_NAME)
     offsets = safetensors_offsets(root / WEIGHTS_NAME)
-    signatures, found = graph_signatures(generator.config), {}
-    for name, inputs in graph_inputs(generator.config).items():
-        buffer = io.BytesIO()
-        with torch.no_grad():
-            torch.onnx.export(
-                graph_module(generator, name), tuple(inputs.values()),
-                buffer,  # type: ignore[arg-type]
-                input_names=list(inputs), output_names=list(signatures[name].outputs),
-                opset_version=OPSET, do_constant_folding=False, dynamo=False)
-        for suffix in ('', '.int8') if name == 'denoise' else ('',):
-            model = onnx.load_from_string(buffer.getvalue())
-            _point_weights(model, offsets, integer_products=suffix == '.int8')
-            model.producer_name, model.producer_version = 'interactive_avatar', ''
-            onnx.save_model(model, str(root / f'{name}{suffix}.onnx'))
-        found[name] = _signature_of(model)
+    signatures = graph_signatures(generator.config)
+    found: dict[str, GraphSignature] = {}
+    for name, signature in signatures.items():
+        found[name] = _export(graph_module(generator, name), signature, OPSET, offsets,
+                              root / f'{name}.onnx')
+        if name in CPU_GRAPHS:
+            _export(CPU_GRAPHS[name](generator), cpu_signature(signature), CPU_OPSET, offsets,
+                    root / f'{name}{INT8_SUFFIX}.onnx')
     write_manifest(root, found, note)
+
+
+def _export(module: nn.Module, signature: GraphSignature, opset: int,
+            offsets: Mapping[str, tuple[str, int, int, list[int]]], path: Path) -> GraphSignature:
+    """Write one graph to ``path``; returns what it was found to take and give."""
+    inputs = graph_inputs(signature)
+    buffer = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        # Sizes become constants, as they should: shapes are fixed.
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        torch.onnx.export(
+            module, tuple(inputs.values()), buffer,  # type: ignore[arg-type]
+            input_names=list(inputs), output_names=list(signature.outputs),
+            opset_version=opset, do_constant_folding=False, dynamo=False)
+    model = onnx.load_from_string(buffer.getvalue())
+    _point_weights(model, offsets)
+    model.producer_name, model.producer_version = 'interactive_avatar', ''
+    onnx.save_model(model, str(path))
+    return _signature_of(model)
 
 
 def _signature_of(model: Any) -> GraphSignature:
@@ -123,13 +137,10 @@ def external_tensor(name: str, item: tuple[str, int, int, list[int]]) -> Any:
     return tensor
 
 
-def _point_weights(model: Any, offsets: dict[str, tuple[str, int, int, list[int]]],
-                   integer_products: bool = False) -> None:
-    """Replace initialisers that are weights by external data, dequantised or cast in the graph.
-
-    With ``integer_products``, products whose right side is a quantised matrix become
-    DynamicQuantizeLinear → MatMulInteger → scale, and read the bytes as they are.
-    """
+def _point_weights(model: Any,
+                   offsets: Mapping[str, tuple[str, int, int, list[int]]]) -> None:
+    """Replace initialisers that are weights by external data, dequantised or cast in the graph;
+    products that `cpu_graphs` marks read the stored bytes as they are."""
     node = onnx.helper.make_node
     initializers, prologue = [], []
     quantised: set[str] = set()
@@ -148,9 +159,12 @@ def _point_weights(model: Any, offsets: dict[str, tuple[str, int, int, list[int]
             prologue.append(node('Mul', [f'{name}.float', scale_name], [name]))
         else:
             prologue.append(node('Cast', [stored], [name], to=onnx.TensorProto.FLOAT))
-    nodes = list(model.graph.node)
-    if integer_products:
-        nodes = _integer_products(nodes, quantised)
+    products = IntegerProducts(quantised)
+    products.take(list(model.graph.node))
+    nodes, initializers = products.nodes, initializers + products.constants
+    foreign = [item for item in model.opset_import if item.domain == DOMAIN]
+    for item in foreign:
+        model.opset_import.remove(item)
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.initializer.extend(initializers)
     used = {name for n in nodes for name in n.input}
@@ -160,42 +174,3 @@ def _point_weights(model: Any, offsets: dict[str, tuple[str, int, int, list[int]
     held = {name for n in model.graph.node for name in n.input}
     for initializer in [i for i in model.graph.initializer if i.name not in held]:
         model.graph.initializer.remove(initializer)
-
-
-def _integer_products(nodes: list[Any], quantised: set[str]) -> list[Any]:
-    """Rewrite MatMul(x, Transpose(w)) and Gemm(x, w, b, transB) with quantised w."""
-    node = onnx.helper.make_node
-    transposed = {n.output[0]: n.input[0] for n in nodes
-                  if n.op_type == 'Transpose' and n.input[0] in quantised}
-    result: list[Any] = []
-    done: dict[str, tuple[str, str, str]] = {}
-    rows: dict[str, tuple[str, str]] = {}
-    for n in nodes:
-        if n.op_type == 'MatMul' and n.input[1] in transposed:
-            weight = transposed[n.input[1]]
-        elif n.op_type == 'Gemm' and n.input[1] in quantised:
-            weight = n.input[1]
-        else:
-            result.append(n)
-            continue
-        x = n.input[0]
-        if x not in done:
-            done[x] = (f'{x}.q', f'{x}.q_scale', f'{x}.q_zero')
-            result.append(node('DynamicQuantizeLinear', [x], list(done[x])))
-        if weight not in rows:
-            rows[weight] = (f'{weight}.columns', f'{weight}.column_scale')
-            result.append(node('Transpose', [f'{weight}.stored'], [rows[weight][0]],
-                               perm=[1, 0]))
-            result.append(node('Transpose', [weight + SCALE_SUFFIX], [rows[weight][1]],
-                               perm=[1, 0]))
-        q, scale, zero = done[x]
-        columns, column_scale = rows[weight]
-        out = n.output[0]
-        product = f'{out}.scaled' if n.op_type == 'Gemm' else out
-        result += [node('MatMulInteger', [q, columns, zero], [f'{out}.i32']),
-                   node('Cast', [f'{out}.i32'], [f'{out}.f32'], to=onnx.TensorProto.FLOAT),
-                   node('Mul', [scale, column_scale], [f'{out}.scale']),
-                   node('Mul', [f'{out}.f32', f'{out}.scale'], [product])]
-        if n.op_type == 'Gemm':
-            result.append(node('Add', [product, n.input[2]], [out]))
-    return result

@@ -21,6 +21,10 @@ DEVICE_GRAPHS: Final = ('sample_step', 'push_adjacent', 'push_memory')
 """Graphs without weights that keep sampler and caches on a device (TensorRT)."""
 
 
+INT8_SUFFIX: Final = '.int8'
+"""Ends the name of a graph's variant for CPUs, which the onnx backend takes where there is one."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output: NumPy name of its type, and its fixed shape."""
@@ -69,6 +73,23 @@ class GraphSignature:
                 if name not in own:
                     return f'it has an {side} {name!r} that is not known'
         return ''
+
+
+LAYERED: Final = ('cache_k', 'cache_v')
+"""Inputs that a CPU's variant takes layer by layer, because cutting them up would copy them."""
+
+
+def cpu_signature(signature: GraphSignature) -> GraphSignature:
+    """What a graph's variant for CPUs takes and gives: `LAYERED` inputs [1, L, ...] are L inputs
+    ``name.layer`` [...]."""
+    inputs: dict[str, TensorSpec] = {}
+    for name, spec in signature.inputs.items():
+        if name in LAYERED:
+            inputs |= {f'{name}.{layer}': TensorSpec(spec.dtype, spec.shape[2:])
+                       for layer in range(spec.shape[1])}
+        else:
+            inputs[name] = spec
+    return GraphSignature(inputs, signature.outputs)
 
 
 def graph_signatures(config: GeneratorConfig) -> dict[str, GraphSignature]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,9 +161,12 @@ class AvatarStream:
 
         files = ModelFiles.open(model)
         picture = reference_picture(files, files.config, reference)
-        return cls(open_backend(backend, files, **backend_options), picture,
-                   prompt or stable_prompt(WorldState()), TextEncoder.load().encode, seed,
-                   key_frames)
+        # Most of loading the text encoder is reading and checking its file.
+        with ThreadPoolExecutor(1, 'text encoder') as beside:
+            encoder = beside.submit(TextEncoder.load)
+            opened = open_backend(backend, files, **backend_options)
+        return cls(opened, picture, prompt or stable_prompt(WorldState()),
+                   encoder.result().encode, seed, key_frames)
 
     @property
     def prompt(self) -> str:

@@ -2,18 +2,18 @@
 """ONNX Runtime on the CPU: the embedded default. Needs neither torch nor a GPU.
 
 Every graph reads and writes buffers that are bound once, so that a chunk allocates nothing but
-what it hands out.
+what it hands out. With more than one thread the commit runs beside decoding.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from interactive_avatar.generator.backends.base import (
@@ -24,18 +24,22 @@ from interactive_avatar.generator.backends.base import (
     MemoryJob,
     pad_text,
 )
+from interactive_avatar.generator.backends.onnx_sessions import kept_result, open_session
 from interactive_avatar.generator.config import GeneratorConfig
-from interactive_avatar.generator.model import ModelError, ModelFiles
+from interactive_avatar.generator.model import ModelFiles
 from interactive_avatar.generator.positions import cache_table, rotate
 from interactive_avatar.generator.sampler import mix, sample
 from interactive_avatar.generator.signatures import (
+    INT8_SUFFIX,
+    LAYERED,
     STREAM_GRAPHS,
     GraphSignature,
-    TensorSpec,
+    cpu_signature,
     graph_signatures,
 )
 
-INT8_SUFFIX = '.int8'
+REFERENCE_GRAPHS: Final = ('encode_image', 'embed_reference')
+"""Graphs that are run once for a face, and opened only when a new one is seen."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,16 @@ class OnnxCache:
 
 
 class _Graph:
-    """A session with its outputs bound to buffers of its own, and inputs bound as they come."""
+    """A session with its outputs bound to buffers of its own, and inputs bound as they come.
 
-    def __init__(self, session: Any, signature: GraphSignature) -> None:
+    Args:
+        session: of the graph, or of its variant for CPUs.
+        signature: of the graph.
+        layered: whether it is the variant.
+    """
+
+    def __init__(self, session: Any, signature: GraphSignature, layered: bool) -> None:
+        self._layered = LAYERED if layered else ()
         self._session = session
         self._binding = session.io_binding()
         self._signature = signature
@@ -131,10 +142,17 @@ class _Graph:
             if array.dtype != spec.dtype or array.shape != spec.shape:
                 raise ValueError(f'{name} must be {spec}, got {array.dtype} {list(array.shape)}')
             array = np.ascontiguousarray(array)
-            self._binding.bind_input(name, 'cpu', 0, array.dtype, array.shape, array.ctypes.data)
+            if name in self._layered:
+                for layer, part in enumerate(array[0]):
+                    self._bind(f'{name}.{layer}', part)
+            else:
+                self._bind(name, array)
             self._bound[name] = array
         self._session.run_with_iobinding(self._binding)
         return self.outputs
+
+    def _bind(self, name: str, array: NDArray[Any]) -> None:
+        self._binding.bind_input(name, 'cpu', 0, array.dtype, array.shape, array.ctypes.data)
 
 
 class OnnxBackend:
@@ -142,9 +160,11 @@ class OnnxBackend:
 
     Args:
         files: the checked model.
-        threads: intra-op threads; 0 lets ONNX Runtime take every core.
+        threads: of a chunk; 0 lets ONNX Runtime take every core, 1 also keeps the commit from
+            running beside decoding.
         int8: take the 8-bit variant of a graph where the model has one.
-        graphs: which graphs to load; all by default.
+        graphs: which graphs to load at once; all others when they are first used. Of the default
+            those that encode a face wait too.
 
     Raises:
         ModelError: if a graph cannot be loaded.
@@ -155,36 +175,47 @@ class OnnxBackend:
     def __init__(self, files: ModelFiles, threads: int = 2, int8: bool = True,
                  graphs: tuple[str, ...] = STREAM_GRAPHS) -> None:
         self.config = files.config
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 3
-        # Waiting threads that spin take the cores that recognition and the voice need.
-        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        signatures = graph_signatures(files.config)
+        self._files, self._threads, self._int8 = files, threads, int8
         self._graphs: dict[str, _Graph] = {}
         for name in graphs:
-            variant = f'{name}{INT8_SUFFIX}'
-            if not int8 or not files.graph(variant).is_file():
-                variant = name
-            self._graphs[name] = _Graph(_open(files, variant, options, signatures[name]),
-                                        signatures[name])
+            if name not in REFERENCE_GRAPHS:
+                self._graph(name)
+        # Frames and commit both follow from the latent alone, and neither uses two cores well.
+        self._beside = None if threads == 1 else ThreadPoolExecutor(1, 'commit')
+
+    def _graph(self, name: str) -> _Graph:
+        """A graph, opened now if it is not open yet."""
+        if name not in self._graphs:
+            signature, variant = graph_signatures(self.config)[name], f'{name}{INT8_SUFFIX}'
+            layered = self._int8 and self._files.graph(variant).is_file()
+            session = open_session(self._files, variant if layered else name,
+                                   cpu_signature(signature) if layered else signature,
+                                   self._threads)
+            self._graphs[name] = _Graph(session, signature, layered)
+        return self._graphs[name]
 
     def encode_image(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `Backend.encode_image`."""
-        return self._graphs['encode_image'](frames=frames[None])['latent'][0].copy()
+        """See `Backend.encode_image`; kept on disk by what is in the picture."""
+        return self._kept('encode_image', frames=frames[None])['latent'][0]
 
     def embed_reference(
             self, latent: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `Backend.embed_reference`."""
-        out = self._graphs['embed_reference'](latent=latent[None])
-        return out['k'][0].copy(), out['v'][0].copy()
+        """See `Backend.embed_reference`; kept as `encode_image`'s."""
+        out = self._kept('embed_reference', latent=latent[None])
+        return out['k'][0], out['v'][0]
+
+    def _kept(self, name: str, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """`run_graph`, or what it gave for the same inputs before: a face is encoded once, and a
+        stream of a known face opens without these graphs."""
+        variant = f'{name}{INT8_SUFFIX}'
+        if not self._int8 or not self._files.graph(variant).is_file():
+            variant = name
+        return kept_result(self._files, variant, inputs, lambda: self.run_graph(name, inputs))
 
     def encode_text(self, tokens: NDArray[np.float32]) -> OnnxText:
         """See `Backend.encode_text`; longer prompts are cut, shorter ones masked."""
         padded, mask = pad_text(tokens, self.config)
-        out = self._graphs['encode_text'](text=padded[None])
+        out = self._graph('encode_text')(text=padded[None])
         return OnnxText(out['text_k'].copy(), out['text_v'].copy(), mask[None])
 
     def open_cache(self, state: CacheState) -> OnnxCache:
@@ -198,11 +229,11 @@ class OnnxBackend:
     def _chunk(self, job: ChunkJob) -> ChunkResult:
         cache, levels = job.cache, self.config.sampler.levels
         marks = [time.perf_counter()]
-        audio = self._graphs['encode_audio'](mel=job.mel[None])
+        audio = self._graph('encode_audio')(mel=job.mel[None])
         marks.append(time.perf_counter())
 
         def forward(latent: NDArray[np.float32], level: float) -> dict[str, NDArray[Any]]:
-            return self._graphs['denoise'](
+            return self._graph('denoise')(
                 latent=latent[None], level=np.array([level], np.float32), previous=cache.previous,
                 audio_k=audio['audio_k'], audio_v=audio['audio_v'], text_k=job.text.k,
                 text_v=job.text.v, text_mask=job.text.mask, cache_k=cache.rotated,
@@ -210,12 +241,14 @@ class OnnxBackend:
 
         latent = sample(lambda x, level: forward(x, level)['velocity'][0], job.noise, levels)
         marks.append(time.perf_counter())
-        frames = self._graphs['decode'](
+        level = self.config.sampler.commit_level
+        noised = mix(latent, level, job.noise[len(levels)])
+        commit = self._beside and self._beside.submit(forward, noised, level)
+        frames = self._graph('decode')(
             latent=latent[None], previous=cache.previous, reference=cache.reference,
             last=cache.last, picture=cache.picture)['frames'][0].copy()
         marks.append(time.perf_counter())
-        level = self.config.sampler.commit_level
-        out = forward(mix(latent, level, job.noise[len(levels)]), level)
+        out = commit.result() if commit else forward(noised, level)
         cache.push('adjacent', out['k'], out['v'])
         cache.previous[0], cache.last[0] = latent, frames[-1]
         marks.append(time.perf_counter())
@@ -225,39 +258,20 @@ class OnnxBackend:
     def remember(self, jobs: Sequence[MemoryJob]) -> None:
         """See `Backend.remember`."""
         for job in jobs:
-            out = self._graphs['compress'](latents=job.latents[None],
-                                           reference_k=job.cache.reference_k,
-                                           reference_v=job.cache.reference_v)
+            out = self._graph('compress')(latents=job.latents[None],
+                                          reference_k=job.cache.reference_k,
+                                          reference_v=job.cache.reference_v)
             if job.long_slot is not None:
                 job.cache.keep(job.long_slot)
             job.cache.push('short', out['k'], out['v'])
 
     def run_graph(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Backend.run_graph`."""
-        return {key: value.copy() for key, value in self._graphs[name](**inputs).items()}
+        return {key: value.copy() for key, value in self._graph(name)(**inputs).items()}
 
     def close(self) -> None:
         """See `Backend.close`."""
+        if self._beside:
+            self._beside.shutdown()
         self._graphs.clear()
 
-
-ONNX_DTYPES = {'tensor(float)': 'float32', 'tensor(uint8)': 'uint8', 'tensor(int64)': 'int64',
-               'tensor(float16)': 'float16'}
-
-
-def _open(files: ModelFiles, variant: str, options: Any, wanted: GraphSignature) -> Any:
-    """A session for a graph, checked against its signature."""
-    try:
-        session = ort.InferenceSession(str(files.graph(variant)), options,
-                                       providers=['CPUExecutionProvider'])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ModelError(f'graph {variant!r} of {str(files.root)!r} cannot be loaded by ONNX '
-                         f"Runtime: {error}; run 'avatar export' again") from error
-    found = GraphSignature(*({item.name: TensorSpec(ONNX_DTYPES.get(item.type, item.type),
-                                                    tuple(item.shape)) for item in side}
-                             for side in (session.get_inputs(), session.get_outputs())))
-    difference = wanted.difference(found)
-    if difference:
-        raise ModelError(f'graph {variant!r} of {str(files.root)!r} is not of this version: '
-                         f"{difference}; run 'avatar export' again")
-    return session
