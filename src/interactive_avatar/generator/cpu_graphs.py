@@ -89,9 +89,11 @@ def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
         return means.view(norm.num_groups, -1).mean(1, keepdim=True).expand(
             -1, x.shape[3] // norm.num_groups).reshape(-1)
 
-    flat = x.flatten(1, 2)
-    mean = by_group(flat.mean(1))
-    variance = by_group((flat * flat).mean(1)) - mean * mean
+    flat = x.flatten(0, 2)
+    # A product, because ONNX Runtime takes far longer for a mean over rows.
+    share = torch.full((1, flat.shape[0]), 1.0 / flat.shape[0])
+    mean = by_group(share @ flat)
+    variance = by_group(share @ (flat * flat)) - mean * mean
     scale = norm.weight / torch.sqrt(variance + norm.eps)
     return x * scale + (norm.bias - mean * scale)
 

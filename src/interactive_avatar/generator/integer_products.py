@@ -95,17 +95,29 @@ class IntegerProducts:
         if name not in self._made:
             self._made[name] = name
             _, height, width, channels = sizes
-            edge = kernel // 2
-            padded = self._add('Pad', [q, self._constant([0, edge, edge, 0] * 2), zero],
+            # Pixels outside are one more row, which holds the byte that means 0.
+            pixels = self._add('Reshape', [q, self._constant([height * width, channels])],
+                               f'{name}.pixels')
+            padded = self._add('Pad', [pixels, self._constant([0, 0, 1, 0]), zero],
                                f'{name}.padded')
-            parts = [self._add('Slice', [padded, self._constant([row, column]),
-                                         self._constant([row + height, column + width]),
-                                         self._constant([1, 2])], f'{name}.{row}.{column}')
-                     for row in range(kernel) for column in range(kernel)]
-            self._add('Concat', parts, f'{name}.side_by_side', axis=3)
+            gathered = self._add('Gather', [padded, self._neighbours(height, width, kernel)],
+                                 f'{name}.gathered', axis=0)
             shape = [height * width, kernel * kernel * channels]
-            self._add('Reshape', [f'{name}.side_by_side', self._constant(shape)], name)
+            self._add('Reshape', [gathered, self._constant(shape)], name)
         return name, scale, zero
+
+    def _neighbours(self, height: int, width: int, kernel: int) -> str:
+        """Which pixels lie in the window of each, int32 [h · w, kernel²]; h · w is outside."""
+        name = f'neighbours.{height}.{width}.{kernel}'
+        if name not in self._made:
+            self._made[name] = name
+            edge = kernel // 2
+            pixels = np.pad(np.arange(height * width, dtype=np.int32).reshape(height, width), edge,
+                            constant_values=height * width)
+            windows = np.lib.stride_tricks.sliding_window_view(pixels, (kernel, kernel))
+            self.constants.append(onnx.numpy_helper.from_array(
+                windows.reshape(height * width, kernel * kernel).copy(), name))
+        return name
 
     def _columns(self, weight: str, kernel: list[int] | None, bias: str,
                  shuffle: int) -> tuple[str, str, str]:
