@@ -247,6 +247,13 @@ def bench_one(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def bench_operators(args: argparse.Namespace) -> dict[str, Any]:
+    """Where the time of each graph of the onnx backend goes."""
+    from interactive_avatar.evaluation import bench_operators as operators
+
+    return operators.run(resource(args.model), args.threads, not args.float32, args.runs)
+
+
 def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
     """Resident memory of minute 1 against the last minute of a stream."""
     chunks = max(2, round(args.minutes * CHUNKS_PER_MINUTE))
@@ -410,6 +417,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--profile', action='store_true',
                       help='torch on a card: one CUDA graph per stage, to time the stages')
     kind.set_defaults(carry_out=bench_generator)
+    kind = kinds.add_parser('operators', parents=[common],
+                            help='where the time of each graph of the onnx backend goes')
+    kind.add_argument('--model', default='models/compact', help='folder of the model')
+    kind.add_argument('--threads', type=int, default=1, help='of one run')
+    kind.add_argument('--float32', action='store_true', help='the plain graphs')
+    kind.add_argument('--runs', type=int, default=20, help='to take the median of')
+    kind.set_defaults(carry_out=bench_operators)
     kind = kinds.add_parser('memory', parents=[common, model],
                             help='memory of minute 1 against the last')
     kind.add_argument('--minutes', type=float, default=10.0, help='of stream, not of your time')
@@ -473,7 +487,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given[:1] == ['wan']:  # torch takes seconds to import
         add_wan_arguments(kind)
     args = parser.parse_args(given)
-    for name in ('chunks', 'messages', 'size', 'poses', 'clips'):
+    for name in ('chunks', 'messages', 'size', 'poses', 'clips', 'runs'):
         if getattr(args, name, 1) < 1:
             parser.error(f'--{name} is {getattr(args, name)}: give 1 or more')
     try:

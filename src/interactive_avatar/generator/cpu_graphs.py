@@ -281,7 +281,7 @@ class CpuCompress(_CpuStill):
     def forward(self, latents: Tensor, reference_k: Tensor,
                 reference_v: Tensor) -> tuple[Tensor, Tensor]:
         d = self.denoiser
-        n, layers = reference_k.shape[3], reference_k.shape[1]
+        n, layers = d.config.chunk_tokens, d.config.denoiser.layers
         x = d.compressor(latents, d.patch_embedding) + d.kind_embedding[1]
         old = rotate(reference_k, d.cache_cos[:n], d.cache_sin[:n])
         old_k, old_v = (t.flatten(0, 2).chunk(layers) for t in (old, reference_v))
