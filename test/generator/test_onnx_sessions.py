@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from tiny import TINY, open_stream, reference
 
@@ -62,12 +64,25 @@ def test_a_damaged_graph_is_made_again(model: Path, kept: Path, optimised: list[
     assert optimised == ['encode_audio'] * 2
 
 
-def test_without_a_place_to_keep_anything_it_runs(model: Path, tmp_path: Path,
+@pytest.mark.parametrize('blocked', ['', 'avatar_bringup/onnx'])
+def test_without_a_place_to_keep_anything_it_runs(model: Path, tmp_path: Path, blocked: str,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / 'file').touch()
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    place = tmp_path / 'cache' / blocked
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()  # a file where the folder would be
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    levels = []
+    session = onnx_sessions._session
+
+    def seen(graph: Path, options: Any) -> Any:
+        opened = session(graph, options)
+        levels.append(options.graph_optimization_level)
+        return opened
+
+    monkeypatch.setattr(onnx_sessions, '_session', seen)
     stream = open_stream(OnnxBackend(ModelFiles.open(model)))
     assert stream.step(np.zeros(CHUNK_SAMPLES, np.int16)).index == 0
+    assert set(levels) == {ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
 
 
 def test_a_graph_that_cannot_be_loaded_is_named(model: Path, kept: Path, tmp_path: Path) -> None:

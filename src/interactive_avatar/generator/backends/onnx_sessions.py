@@ -46,12 +46,11 @@ def open_session(files: ModelFiles, variant: str, wanted: GraphSignature, thread
         ModelError: if the graph cannot be loaded or has other inputs or outputs.
     """
     graph = files.graph(variant)
-    options = _options(threads)
     session = None
     with contextlib.suppress(OSError):  # no room or no right to write: do without
-        session = _open_kept(graph, _kept_path(files, variant), options)
+        session = _open_kept(graph, _kept_path(files, variant), threads)
     try:
-        session = session or _session(graph, options)
+        session = session or _session(graph, _options(threads))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ModelError(f'graph {variant!r} of {str(files.root)!r} cannot be loaded by ONNX '
                          f"Runtime: {error}; run 'avatar export' again") from error
@@ -82,13 +81,14 @@ def _session(graph: Path, options: Any) -> Any:
     return ort.InferenceSession(str(graph), options, providers=['CPUExecutionProvider'])
 
 
-def _open_kept(graph: Path, kept: Path, options: Any) -> Any:
+def _open_kept(graph: Path, kept: Path, threads: int) -> Any:
     """A session of ``graph`` from the file ``kept``, which is made if it is missing or useless;
     None if the graph itself cannot be optimised, so that the caller hears why.
 
     Raises:
         OSError: if the file cannot be written.
     """
+    options = _options(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for _ in range(2):
         with contextlib.suppress(Exception):  # see `open_session`
@@ -98,7 +98,6 @@ def _open_kept(graph: Path, kept: Path, options: Any) -> Any:
             return session
         if not _keep(graph, kept):
             break
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     return None
 
 
@@ -139,7 +138,7 @@ def kept_result(files: ModelFiles, variant: str, inputs: Mapping[str, NDArray[An
 def _keep(graph: Path, kept: Path) -> bool:
     """Optimise ``graph`` into the file ``kept``; whether that went well."""
     def write(new: Path) -> None:
-        options = ort.SessionOptions()
+        options = _options(1)
         options.log_severity_level = 4  # it warns that the file is for this processor only
         options.optimized_model_filepath = str(new)
         _session(graph, options)
