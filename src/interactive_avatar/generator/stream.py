@@ -30,9 +30,12 @@ from interactive_avatar.generator.memory import (
 )
 from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.prompts import WorldState, stable_prompt
-from interactive_avatar.media.clock import CHUNK_SAMPLES
+from interactive_avatar.media.clock import CHUNK_MS, CHUNK_SAMPLES
 from interactive_avatar.media.mel import MEL_FLOOR_LN, MEL_HISTORY_SAMPLES, log_mel
 from interactive_avatar.media.picture import check_reference, fit_square, read_image
+
+MELS_PER_CHUNK = CHUNK_MS // 10
+"""10 ms mel frames of a chunk."""
 
 
 class IdentityFiles(Protocol):
@@ -121,8 +124,9 @@ class AvatarStream:
         self._bank.prepare(prompt)
         still = np.repeat(reference[None], config.autoencoder.frames, axis=0)
         latent = backend.encode_image(still)
-        mel = np.full((config.audio.window_mels, config.audio.mel_bands), MEL_FLOOR_LN,
-                      np.float32)
+        # As long as the windows of the adjacent chunks together, which `recache` needs again.
+        mel = np.full((config.audio.window_mels + (config.memory.adjacent - 1) * MELS_PER_CHUNK,
+                       config.audio.mel_bands), MEL_FLOOR_LN, np.float32)
         start = CacheState.begin(config, reference, latent, *backend.embed_reference(latent))
         memory = VisualMemory(backend, start, History(
             config.memory, latent, KEY_FRAME_POLICIES[key_frames]()))
@@ -219,14 +223,19 @@ class AvatarStream:
             raise ValueError(f'step needs int16 [{CHUNK_SAMPLES}], got {speech.dtype} '
                              f'{list(speech.shape)}')
         started_s = time.perf_counter()
-        state, a = self._state, self.config.autoencoder
+        state = self._state
         fresh = log_mel(speech, state.heard[-MEL_HISTORY_SAMPLES:])
         mel = np.concatenate([state.mel[len(fresh):], fresh])
-        noise = np.random.default_rng([self._seed, state.index]).standard_normal(
+        job = ChunkJob(mel[-self.config.audio.window_mels:], self.noise(state.index),
+                       self._bank.prepare(state.prompt), state.memory.cache)
+        return BegunChunk(job, mel, speech.copy(), time.perf_counter() - started_s)
+
+    def noise(self, index: int) -> NDArray[np.float32]:
+        """The noise of chunk ``index``: see `ChunkJob.noise`."""
+        a = self.config.autoencoder
+        return np.random.default_rng([self._seed, index]).standard_normal(
             (len(self.config.sampler.levels) + 1, a.latent_channels, a.latent_px, a.latent_px),
             np.float32)
-        job = ChunkJob(mel, noise, self._bank.prepare(state.prompt), state.memory.cache)
-        return BegunChunk(job, mel, speech.copy(), time.perf_counter() - started_s)
 
     def finish(self, begun: BegunChunk, result: ChunkResult) -> tuple[Chunk, MemoryJob | None]:
         """The second part of `step`: the chunk, and what is to be remembered now, if anything."""
