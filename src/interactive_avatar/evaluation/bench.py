@@ -289,6 +289,7 @@ def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
     return lips.run(lips.Options(
         model=args.model, backend=args.backend, seed=args.seed,
         source=args.make_set or args.set or lips.SHIPPED_SET, limit=args.performances,
+        lookahead_ms=args.lookahead_ms,
         save=args.out / 'lips' if args.save_videos else None))
 
 
@@ -438,6 +439,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help='how many at most (default: all of the set)')
     kind.add_argument('--set', type=Path, metavar='FOLDER',
                       help='held-out set (default: the one that ships)')
+    kind.add_argument('--lookahead-ms', type=int, default=CHUNK_MS, metavar='MS',
+                      help='speech waited for before a frame is drawn (default: %(default)s; '
+                           'telepresence waits less)')
     kind.add_argument('--save-videos', action='store_true', help='keep what was generated')
     kind.add_argument('--make-set', type=Path, metavar='FOLDER',
                       help='first compose and render a set (needs the training assets)')

@@ -85,7 +85,7 @@ class Recacher:
             noise = stream.noise(snapshot.index - 1 - back)[-1]
             begun_s = time.perf_counter()
             audio = stream.backend.run_graph(
-                'encode_audio', {'mel': snapshot.mel[None, end - config.audio.window_mels:end]})
+                'encode_audio', {'mel': stream.audio_window(snapshot.mel[:end])[None]})
             # A latent sees what is older at the place where the next chunk sees the newest.
             shift = (back + 1) * tokens
             k, v, mask = cache.k.copy(), cache.v.copy(), cache.mask.copy()

@@ -214,6 +214,8 @@ class OnnxBackend:
             latent=latent[None], previous=cache.previous, reference=cache.reference,
             last=cache.last, picture=cache.picture)['frames'][0].copy()
         marks.append(time.perf_counter())
+        if job.shown is not None:
+            job.shown(frames)
         level = self.config.sampler.commit_level
         out = forward(mix(latent, level, job.noise[len(levels)]), level)
         cache.push('adjacent', out['k'], out['v'])
