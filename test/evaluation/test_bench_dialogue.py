@@ -65,6 +65,11 @@ def test_a_typed_line_is_measured_to_the_first_sound_after_it() -> None:
     log = [{'kind': 'typed', 'answered': True, 'start_ns': T0_NS + 300 * MS},
            {'kind': 'typed', 'answered': False, 'start_ns': T0_NS + 300 * MS}]
     assert bench_response.measure_typed(recording, log) == [pytest.approx(0.5)]
+    recording.intents.append(event(320, turn_id=1))
+    recording.speech.append(sound(450, 900, 1))
+    stages = bench_response.measure_typed_stages(recording, log)
+    assert stages == {'reasoning': [pytest.approx(0.02)], 'voice': [pytest.approx(0.13)],
+                      'generator': [pytest.approx(0.35)]}
 
 
 def test_the_operators_sound_is_found_again() -> None:
