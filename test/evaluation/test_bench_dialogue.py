@@ -60,13 +60,14 @@ def test_how_soon_it_falls_silent() -> None:
 
 
 def test_a_typed_line_is_measured_to_the_first_sound_after_it() -> None:
-    recording = Recording(Path('bag'), audio=[sound(160 * n, 3000 if n >= 5 else 0, 1)
-                                              for n in range(9)])
+    # Turn 1 still sounds, or not yet, while turn 2 is awaited.
+    recording = Recording(Path('bag'), intents=[event(320, turn_id=2)],
+                          audio=[sound(160 * n, 3000 if n != 4 else 0, 1 + (n >= 4))
+                                 for n in range(9)])
     log = [{'kind': 'typed', 'answered': True, 'start_ns': T0_NS + 300 * MS},
            {'kind': 'typed', 'answered': False, 'start_ns': T0_NS + 300 * MS}]
     assert bench_response.measure_typed(recording, log) == [pytest.approx(0.5)]
-    recording.intents.append(event(320, turn_id=1))
-    recording.speech.append(sound(450, 900, 1))
+    recording.speech.append(sound(450, 900, 2))
     stages = bench_response.measure_typed_stages(recording, log)
     assert stages == {'reasoning': [pytest.approx(0.02)], 'voice': [pytest.approx(0.13)],
                       'generator': [pytest.approx(0.35)]}

@@ -143,17 +143,23 @@ def measure_stops(recording: Recording, log: Sequence[dict[str, Any]]) -> list[d
 
 
 def measure_typed(recording: Recording, log: Sequence[dict[str, Any]]) -> list[float]:
-    """Seconds from each typed line to the first sound of its answer."""
-    stamps, levels = levels_dbfs(recording.audio)
+    """Seconds from each typed line to the first sound of its answer, as it arrives.
+
+    On a machine that falls behind the answer before may still sound; it is not taken for this one.
+    """
     delay_ns = int(np.median([s.arrival_ns - s.stamp_ns for s in recording.audio])) \
         if recording.audio else 0
-    heard = stamps[levels > VOICED_DBFS] + delay_ns
     found = []
     for row in log:
-        if row.get('kind') == 'typed' and row['answered']:
-            after = heard[heard > row['start_ns']]
-            if after.size:
-                found.append((int(after[0]) - row['start_ns']) / NS_PER_S)
+        if row.get('kind') != 'typed' or not row['answered']:
+            continue
+        turn = next((e.fields.get('turn_id') for e in recording.intents
+                     if e.arrival_ns > row['start_ns']), None)
+        stamps, levels = levels_dbfs([s for s in recording.audio if s.turn_id == turn])
+        heard = stamps[levels > VOICED_DBFS] + delay_ns
+        after = heard[heard > row['start_ns']]
+        if after.size:
+            found.append((int(after[0]) - row['start_ns']) / NS_PER_S)
     return found
 
 
