@@ -20,7 +20,7 @@ SHARE = Path(__file__).resolve().parents[1]
 NODES = ('perception', 'face', 'reasoning', 'generator', 'web')
 RESPAWN_DELAY_S = 2.0
 # Nodes that have the parameter `mode`.
-MODAL = ('perception', 'reasoning', 'web')
+MODAL = ('perception', 'reasoning', 'generator', 'web')
 # Launch argument -> (node, parameter); an empty argument leaves the parameter file's value.
 SHORTCUTS = {
     'model': ('generator', 'model'),

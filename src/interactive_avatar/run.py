@@ -16,7 +16,7 @@ from interactive_avatar.graph import DEFAULT_NAMESPACE, NODES, GraphError, start
 from interactive_avatar.paths import resource
 
 # Nodes that have the parameter `mode`.
-MODAL_NODES = ('perception', 'reasoning', 'web')
+MODAL_NODES = ('perception', 'reasoning', 'generator', 'web')
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:

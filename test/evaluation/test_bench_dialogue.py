@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from interactive_avatar.evaluation import bench_response, bench_telepresence
-from interactive_avatar.evaluation.bag import Event, Recording, Sound
+from interactive_avatar.evaluation.bag import Event, Picture, Recording, Sound
 from interactive_avatar.evaluation.stages import measure_stages, stages_of
 from interactive_avatar.media.clock import CHUNK_NS, CHUNK_SAMPLES
 
@@ -60,11 +60,17 @@ def test_how_soon_it_falls_silent() -> None:
 
 
 def test_a_typed_line_is_measured_to_the_first_sound_after_it() -> None:
-    recording = Recording(Path('bag'), audio=[sound(160 * n, 3000 if n >= 5 else 0, 1)
-                                              for n in range(9)])
+    # Turn 1 still sounds, or not yet, while turn 2 is awaited.
+    recording = Recording(Path('bag'), intents=[event(320, turn_id=2)],
+                          audio=[sound(160 * n, 3000 if n != 4 else 0, 1 + (n >= 4))
+                                 for n in range(9)])
     log = [{'kind': 'typed', 'answered': True, 'start_ns': T0_NS + 300 * MS},
            {'kind': 'typed', 'answered': False, 'start_ns': T0_NS + 300 * MS}]
     assert bench_response.measure_typed(recording, log) == [pytest.approx(0.5)]
+    recording.speech.append(sound(450, 900, 2))
+    stages = bench_response.measure_typed_stages(recording, log)
+    assert stages == {'reasoning': [pytest.approx(0.02)], 'voice': [pytest.approx(0.13)],
+                      'generator': [pytest.approx(0.35)]}
 
 
 def test_the_operators_sound_is_found_again() -> None:
@@ -83,3 +89,14 @@ def test_the_operators_sound_is_found_again() -> None:
     assert presented == pytest.approx(np.full(10, 520.0), abs=0.2)
     assert published == pytest.approx(np.full(10, 460.0), abs=0.2)
     assert lost == 1
+
+
+def test_a_chunk_whose_picture_comes_after_its_stamp_is_seen_then() -> None:
+    rng = np.random.default_rng(0)
+    voice = rng.normal(0, 3000, CHUNK_SAMPLES).astype(np.int16)
+    said, heard = sound(0, 0, samples=voice), sound(300, 0, 1, -10, voice)
+    late = Picture(heard.stamp_ns, heard.stamp_ns + 25 * MS, b'')
+    recording = Recording(Path('bag'), user_audio=[said, sound(160, 0)], audio=[heard],
+                          pictures=[late])
+    presented, published, _ = bench_telepresence.delays_ms(recording)
+    assert presented == published == pytest.approx([325.0], abs=0.2)

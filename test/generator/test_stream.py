@@ -3,12 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TINY, open_stream
+from tiny import TINY, encode_text, open_stream, reference
 
 from interactive_avatar.generator.backends import open_backend
 from interactive_avatar.generator.backends.onnx import OnnxBackend
 from interactive_avatar.generator.memory import KEY_FRAME_POLICIES
 from interactive_avatar.generator.model import ModelError, ModelFiles
+from interactive_avatar.generator.stream import AvatarStream, Chunk
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 
 
@@ -40,6 +41,45 @@ def test_sound_after_the_lookahead_does_not_change_a_chunk(model: Path) -> None:
     for index, (x, y) in enumerate(zip(blocks[:5], other[:5], strict=True)):
         first, second = a.step(x), b.step(y)
         assert (first.frames == second.frames).all() == (index < 4)
+
+
+@pytest.mark.parametrize('lookahead_ms', [0, 40, 80])
+def test_with_less_lookahead_the_sound_comes_out_sooner(model: Path, lookahead_ms: int) -> None:
+    stream = AvatarStream(OnnxBackend(ModelFiles.open(model)), reference(), 'a person',
+                          encode_text, lookahead_ms=lookahead_ms)
+    blocks = sound(1)
+    shown: list[Chunk] = []
+    chunks = [stream.step(block, shown.append) for block in blocks]
+    late = lookahead_ms * 16
+    heard = np.concatenate([chunk.audio for chunk in chunks])
+    np.testing.assert_array_equal(heard[late:], blocks.reshape(-1)[:heard.size - late])
+    assert stream.lookahead_chunks == (lookahead_ms >= 80)
+    for early, chunk in zip(shown, chunks, strict=True):
+        np.testing.assert_array_equal(early.frames, chunk.frames)
+        np.testing.assert_array_equal(early.audio, chunk.audio)
+
+
+def test_speech_takes_the_place_of_the_silence_before_it(model: Path) -> None:
+    files, blocks = ModelFiles.open(model), sound(1)
+    silence = np.zeros(CHUNK_SAMPLES, np.int16)
+    waiting, sooner = open_stream(OnnxBackend(files)), open_stream(OnnxBackend(files))
+    for stream in (waiting, sooner):
+        for _ in range(3):
+            stream.step(silence)
+    waiting.step(blocks[0])
+    late = waiting.step(blocks[1])
+    sooner.replace_silence(blocks[0])
+    soon = sooner.step(blocks[1])
+    np.testing.assert_array_equal(soon.audio, late.audio)
+    assert (soon.index, late.index) == (3, 4) and (soon.audio == blocks[0]).all()
+    with pytest.raises(ValueError, match='no chunk of silence'):
+        sooner.replace_silence(blocks[2])
+
+
+def test_a_lookahead_between_frames_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match='multiple of 40'):
+        AvatarStream(OnnxBackend(ModelFiles.open(model)), reference(), 'a person', encode_text,
+                     lookahead_ms=50)
 
 
 def test_restoring_a_snapshot_repeats_the_stream_bit_for_bit(model: Path) -> None:

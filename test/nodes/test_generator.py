@@ -35,7 +35,7 @@ class GreyStream:
         self.prompts: list[str] = []
         self.pending = np.zeros(CHUNK_SAMPLES, np.int16)
 
-    def step(self, speech: np.ndarray) -> Any:
+    def step(self, speech: np.ndarray, shown: Any = None) -> Any:
         self.count += 1
         sound, self.pending = self.pending, speech
         frames = np.full((4, 64, 64, 3), self.count % 250, np.uint8)

@@ -2,6 +2,7 @@
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class PlainStream:
     prepared: list[str] = field(default_factory=list)
     pending: np.ndarray = field(default_factory=lambda: np.zeros(CHUNK_SAMPLES, np.int16))
 
-    def step(self, speech: np.ndarray) -> PlainChunk:
+    def step(self, speech: np.ndarray, shown: Any = None) -> PlainChunk:
         number, self.steps = self.steps, self.steps + 1
         if number in self.fail_at:
             raise RuntimeError('broken graph')
@@ -107,6 +108,44 @@ def test_a_late_chunk_holds_the_last_frame_once_and_takes_the_next_slot() -> Non
     assert rig.pacer.figures()['chunks_late'] == 1
     assert rig.complaints and rig.complaints[0][0] == 'chunk_late'
     assert set(np.diff([slot.stamp_ns for slot in rig.slots])) == {CHUNK_NS}
+
+
+def test_a_chunk_is_begun_so_long_before_it_is_handed_out() -> None:
+    begun_s: list[float] = []
+
+    class Noting(PlainStream):
+        def step(self, speech: np.ndarray, shown: Any = None) -> PlainChunk:
+            begun_s.append(time.monotonic())
+            return super().step(speech, shown)
+
+    rig = Rig(Noting(), lead_ms=10.0, ahead_ms=60.0)
+    handed_s: list[float] = []
+    rig.pacer._emit_slot = lambda slot: (handed_s.append(time.monotonic()), rig._slot(slot))
+    rig.run(6)
+    ahead_ms = 1000 * (np.array(handed_s[2:6]) - np.array(begun_s[2:6]))
+    assert 40 < np.median(ahead_ms) < 90
+    assert not [slot for slot in rig.slots if slot.repeated]
+
+
+def test_what_is_shown_early_is_handed_out_before_the_step_ends_and_once() -> None:
+    ended_s: list[float] = []
+
+    class Early(PlainStream):
+        def step(self, speech: np.ndarray, shown: Any = None) -> PlainChunk:
+            chunk = super().step(speech)
+            assert shown is not None
+            shown(chunk)
+            time.sleep(0.1)
+            ended_s.append(time.monotonic())
+            return chunk
+
+    rig = Rig(Early(), lead_ms=10.0, budget_ms=60.0, ahead_ms=20.0)
+    handed_s: list[float] = []
+    rig.pacer._emit_slot = lambda slot: (handed_s.append(time.monotonic()), rig._slot(slot))
+    rig.run(5)
+    assert [slot.frames[0, 0, 0, 0] for slot in rig.slots] == [0, 10, 20, 30, 40]
+    assert np.median(np.array(ended_s[1:5]) - np.array(handed_s[1:5])) > 0.05
+    assert rig.pacer.figures()['shown_p95_ms'] < rig.pacer.figures()['chunk_p50_ms']
 
 
 def test_a_failing_step_is_reported_and_the_stream_goes_on() -> None:

@@ -23,14 +23,20 @@ pytest.importorskip('avatar_bringup', reason='messages are not built: run `make 
 from avatar_bringup.msg import AudioChunk, AvatarIntent, AvatarState, UserPerception
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from interactive_avatar.media.clock import CHUNK_SAMPLES, FRAME_NS
+from interactive_avatar.media.picture import encode_jpeg
 from interactive_avatar.nodes import qos
-from interactive_avatar.nodes.messages import audio_message, compressed_message, samples_of
+from interactive_avatar.nodes.messages import (
+    audio_message,
+    compressed_message,
+    picture_of,
+    samples_of,
+)
 from interactive_avatar.nodes.web import WebNode
-from interactive_avatar.web.protocol import KIND_MEDIA, KIND_MICROPHONE
+from interactive_avatar.web.protocol import KIND_CAMERA, KIND_MEDIA, KIND_MICROPHONE
 
 
 class Page(threading.Thread):
@@ -116,6 +122,32 @@ def test_what_the_page_sends_reaches_the_topics(rig: Rig) -> None:
     assert [message.sequence for message in audio] == [0, 1]
     assert audio[0].header.frame_id == 'browser' and audio[0].header.stamp.sec > 0
     assert text[0].data == 'please nod'
+
+
+def test_the_pages_camera_reaches_the_face_node(rig: Rig) -> None:
+    pictures: list[Image] = []
+    assert rig.node._page is not None
+    page = Page(rig.node._page.port)
+    assert page.open.wait(5)
+    frame = np.zeros((24, 32, 3), np.uint8)
+    frame[:, 16:] = 200
+    message = struct.pack('<B3x', KIND_CAMERA) + encode_jpeg(frame, 95)
+    # Nobody looks: nothing is decoded.
+    page.send(message)
+    rig.spin_until(lambda: False, 0.2)
+    told = rig.node.diagnostics.status().values
+    assert not any(value.key == 'camera_pictures' for value in told)
+    rig.friend.create_subscription(Image, 'user/image_raw', pictures.append, qos.SENSOR_IMAGE)
+    assert rig.spin_until(rig.node._image_out.get_subscription_count)
+    rig.spin_until(lambda: False, 0.2)
+    page.send(message)
+    assert rig.spin_until(lambda: pictures)
+    seen = picture_of(pictures[0])
+    assert seen.shape == frame.shape and np.abs(seen.astype(int) - frame).mean() < 5
+    assert pictures[0].header.frame_id == 'user_camera' and pictures[0].header.stamp.sec > 0
+    time.sleep(0.1)
+    page.send(struct.pack('<B3x', KIND_CAMERA) + b'\xff\xd8\xff cut off')
+    assert rig.spin_until(lambda: 'camera' in rig.node.diagnostics.status().message)
 
 
 def test_what_the_avatar_does_reaches_the_page(rig: Rig) -> None:

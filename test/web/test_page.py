@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from interactive_avatar.media import encode_jpeg, level_dbfs, to_int16
+from interactive_avatar.media import decode_image, encode_jpeg, level_dbfs, to_int16
 from interactive_avatar.web import AvatarPage
 
 webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed: '
@@ -140,7 +140,7 @@ def test_a_visit_to_the_page() -> None:
         wait_for(lambda: len(heard) > 50)
         wait_for(lambda: stats()['clock'] == 'sound')
         sound = np.concatenate(list(heard))
-        assert all(block.size == 640 for block in heard)
+        assert all(block.size == 320 for block in heard)
         # Chromium's fake microphone beeps.
         assert level_dbfs(sound) > -50
 
@@ -195,3 +195,45 @@ def test_a_microphone_that_is_denied_is_explained(tmp_path: Path) -> None:
         assert button.get_attribute('aria-pressed') == 'false'
         # Without pictures the page says what it waits for.
         assert driver.find_element('id', 'veil').is_displayed()
+
+
+def test_the_camera_is_off_until_it_is_asked_for_and_sends_small_pictures() -> None:
+    seen: list[bytes] = []
+    with AvatarPage(0, on_picture=lambda data, _: seen.append(data)) as page, \
+            browser('--use-fake-ui-for-media-stream') as driver:
+        driver.get(page.url)
+        wait_for(lambda: driver.find_element('id', 'link').text == 'connected')
+        time.sleep(0.5)
+        assert not seen and not driver.find_element('id', 'self').is_displayed()
+        button = driver.find_element('id', 'camera')
+        button.click()
+        wait_for(lambda: len(seen) > 3)
+        began, count = time.monotonic(), len(seen)
+        time.sleep(2.0)
+        rate_hz = (len(seen) - count) / (time.monotonic() - began)
+        assert 4 <= rate_hz <= 10
+        picture = decode_image(seen[-1])
+        assert max(picture.shape[:2]) <= 320 and picture.std() > 10
+        assert len(seen[-1]) < 60_000
+        assert button.get_attribute('aria-pressed') == 'true'
+        assert driver.find_element('id', 'self').is_displayed()
+        button.click()
+        time.sleep(0.3)
+        count = len(seen)
+        time.sleep(0.5)
+        assert len(seen) == count and button.get_attribute('aria-pressed') == 'false'
+        assert not driver.find_element('id', 'self').is_displayed()
+
+
+@pytest.mark.parametrize('flags, told', [
+    (('--deny-permission-prompts',), 'allow the camera'),
+    (('--use-fake-ui-for-media-stream',
+      '--use-fake-device-for-media-stream=device-count=0'), 'No camera was found')])
+def test_a_camera_that_is_denied_or_missing_is_explained(flags: tuple[str, ...],
+                                                         told: str) -> None:
+    with AvatarPage(0) as page, browser(*flags) as driver:
+        driver.get(page.url)
+        driver.find_element('id', 'camera').click()
+        notice = wait_for(lambda: driver.find_element('id', 'notice').text)
+        assert told in notice
+        assert driver.find_element('id', 'camera').get_attribute('aria-pressed') == 'false'

@@ -8,9 +8,9 @@ import struct
 import numpy as np
 import pytest
 
-from interactive_avatar.media import AudioFormatError
-from interactive_avatar.web import ProtocolError, pack_media, unpack_microphone
-from interactive_avatar.web.protocol import MAX_MICROPHONE_BYTES
+from interactive_avatar.media import AudioFormatError, encode_jpeg
+from interactive_avatar.web import ProtocolError, pack_media, unpack_camera, unpack_microphone
+from interactive_avatar.web.protocol import MAX_CAMERA_BYTES, MAX_MICROPHONE_BYTES
 
 
 def test_media_layout_is_what_the_page_reads() -> None:
@@ -53,3 +53,13 @@ def test_microphone() -> None:
 def test_bad_microphone_messages_are_refused(data: bytes, why: str) -> None:
     with pytest.raises(ProtocolError, match=why):
         unpack_microphone(data)
+
+
+def test_a_camera_message_is_a_jpeg_of_bounded_size() -> None:
+    jpeg = encode_jpeg(np.zeros((24, 32, 3), np.uint8))
+    assert unpack_camera(b'\x03\0\0\0' + jpeg) == jpeg
+    for bad in (b'\x03\0\0\0', b'\x03\0\0\0GIF89a', b'\x03'):
+        with pytest.raises(ProtocolError, match='no JPEG'):
+            unpack_camera(bad)
+    with pytest.raises(ProtocolError, match='smaller pictures'):
+        unpack_camera(b'\x03\0\0\0' + jpeg + bytes(MAX_CAMERA_BYTES))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from interactive_avatar.media import encode_jpeg
 from interactive_avatar.web import AvatarPage, PageError
 from interactive_avatar.web.server import MAX_WAITING_MEDIA, MICROPHONE_JITTER_NS
 
@@ -215,6 +216,35 @@ def test_the_newest_microphone_has_it(page: AvatarPage, heard: Heard) -> None:
             message: dict[str, Any] = await asyncio.wait_for(first.receive_json(), 3)
             return message
     assert asyncio.run(run()) == {'type': 'microphone', 'taken': True}
+
+
+def test_pictures_of_the_newest_camera_are_taken_and_no_faster_than_they_are_of_use() -> None:
+    seen: list[tuple[bytes, int]] = []
+    picture = encode_jpeg(np.zeros((24, 32, 3), np.uint8))
+    message = b'\x03\0\0\0' + picture
+
+    async def run(page: AvatarPage) -> tuple[Any, Any]:
+        async with (aiohttp.ClientSession() as session,
+                    session.ws_connect(f'{page.url}ws') as first,
+                    session.ws_connect(f'{page.url}ws') as second):
+            for _ in range(5):
+                await first.send_bytes(message)
+            await first.send_bytes(b'\x03\0\0\0no picture')
+            refused = await asyncio.wait_for(first.receive_json(), 3)
+            assert len(seen) == 1
+            await asyncio.sleep(0.1)
+            await second.send_bytes(message)
+            taken = await asyncio.wait_for(first.receive_json(), 3)
+            await second.send_json({'type': 'camera', 'on': False})
+            await asyncio.to_thread(wait_for, lambda: len(seen) == 2)
+            return refused, taken
+
+    with AvatarPage(0, on_picture=lambda data, stamp_ns: seen.append((data, stamp_ns))) as page:
+        refused, taken = asyncio.run(run(page))
+    assert refused['type'] == 'notice' and 'no JPEG' in refused['text']
+    assert taken == {'type': 'camera', 'taken': True}
+    assert all(data == picture for data, _ in seen)
+    assert 0 < seen[1][1] - seen[0][1] < 5_000_000_000
 
 
 def test_a_page_that_does_not_read_loses_the_oldest_only(page: AvatarPage) -> None:

@@ -296,7 +296,20 @@ def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
     return lips.run(lips.Options(
         model=args.model, backend=args.backend, seed=args.seed,
         source=args.make_set or args.set or lips.SHIPPED_SET, limit=args.performances,
+        lookahead_ms=args.lookahead_ms,
         save=args.out / 'lips' if args.save_videos else None))
+
+
+def bench_switch(args: argparse.Namespace) -> dict[str, Any]:
+    """Cache-Switching against rebuilding the window, in one run."""
+    from interactive_avatar.evaluation import bench_switch as switch
+
+    speech = read_wav(sorted(UTTERANCES.glob('*.wav'))[0])
+    blocks = [speech[at:at + CHUNK_SAMPLES]
+              for at in range(0, speech.size - CHUNK_SAMPLES + 1, CHUNK_SAMPLES)]
+    return switch.run(resource(args.model), args.backend, backend_options(args),
+                      reference_of(args.reference) if args.reference else None, args.seed,
+                      args.out, blocks)
 
 
 def bench_response(args: argparse.Namespace) -> dict[str, Any]:
@@ -440,6 +453,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help='how many at most (default: all of the set)')
     kind.add_argument('--set', type=Path, metavar='FOLDER',
                       help='held-out set (default: the one that ships)')
+    kind.add_argument('--lookahead-ms', type=int, default=CHUNK_MS, metavar='MS',
+                      help='speech waited for before a frame is drawn (default: %(default)s; '
+                           'telepresence waits less)')
     kind.add_argument('--save-videos', action='store_true', help='keep what was generated')
     kind.add_argument('--make-set', type=Path, metavar='FOLDER',
                       help='first compose and render a set (needs the training assets)')
@@ -449,6 +465,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),
                       help='speech library with its sound beside it, for --make-set')
     kind.set_defaults(carry_out=bench_lips)
+    kind = kinds.add_parser('switch', parents=[common, model],
+                            help='switching the prompt against rebuilding the window under it')
+    kind.set_defaults(carry_out=bench_switch)
     kind = kinds.add_parser('response', parents=[common],
                             help="from the user's last sound to the avatar's first, by stages")
     kind.add_argument('--spoken', type=int, default=24, help='sentences said by two voices')

@@ -28,7 +28,12 @@ from interactive_avatar.evaluation.model.play import Player, Setup
 from interactive_avatar.evaluation.model.play import run as run_script
 from interactive_avatar.evaluation.report import number, table
 from interactive_avatar.media.audio import decode_flac, encode_flac
-from interactive_avatar.media.clock import FRAME_RATE_HZ, FRAMES_PER_CHUNK, SAMPLES_PER_FRAME
+from interactive_avatar.media.clock import (
+    CHUNK_MS,
+    FRAME_RATE_HZ,
+    FRAMES_PER_CHUNK,
+    SAMPLES_PER_FRAME,
+)
 from interactive_avatar.media.picture import decode_image
 
 if TYPE_CHECKING:
@@ -60,6 +65,7 @@ class Options:
         source: folder of a held-out set.
         limit: how many performances at most; 0 for all.
         save: folder for the generated frames as videos; None to keep none.
+        lookahead_ms: speech waited for before a frame is drawn; see `AvatarStream.open`.
     """
 
     model: str = 'models/compact'
@@ -68,6 +74,7 @@ class Options:
     source: Path = SHIPPED_SET
     limit: int = 0
     save: Path | None = None
+    lookahead_ms: int = CHUNK_MS
 
 
 @dataclass(frozen=True)
@@ -288,7 +295,8 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: without a set or a model.
     """
     items = load_set(options.source, options.limit)
-    player = Player(Setup(options.model, options.backend, options.seed))
+    player = Player(Setup(options.model, options.backend, options.seed,
+                          lookahead_ms=options.lookahead_ms))
     gaps, distances = [], []
     identity = judges.IdentityJudge() if not judges.available()['dlib'] else None
     with judges.MeshJudge() as mesh:
@@ -306,7 +314,7 @@ def run(options: Options) -> dict[str, Any]:
     true_gaps = [item.true_gap[:item.frames].astype(np.float64) for item in items]
     result: dict[str, Any] = {
         'benchmark': 'lips', 'model': options.model, 'backend': options.backend,
-        'performances': [item.name for item in items],
+        'lookahead_ms': options.lookahead_ms, 'performances': [item.name for item in items],
         'seconds': sum(item.frames for item in items) / FRAME_RATE_HZ,
         'judge': 'MediaPipe face mesh 0.10.21, lip gap over eye distance',
         'generated': summarise(items, gaps), 'true_pictures': summarise(items, true_gaps),

@@ -143,17 +143,47 @@ def measure_stops(recording: Recording, log: Sequence[dict[str, Any]]) -> list[d
 
 
 def measure_typed(recording: Recording, log: Sequence[dict[str, Any]]) -> list[float]:
-    """Seconds from each typed line to the first sound of its answer."""
-    stamps, levels = levels_dbfs(recording.audio)
+    """Seconds from each typed line to the first sound of its answer, as it arrives.
+
+    On a machine that falls behind the answer before may still sound; it is not taken for this one.
+    """
     delay_ns = int(np.median([s.arrival_ns - s.stamp_ns for s in recording.audio])) \
         if recording.audio else 0
-    heard = stamps[levels > VOICED_DBFS] + delay_ns
     found = []
     for row in log:
-        if row.get('kind') == 'typed' and row['answered']:
-            after = heard[heard > row['start_ns']]
-            if after.size:
-                found.append((int(after[0]) - row['start_ns']) / NS_PER_S)
+        if row.get('kind') != 'typed' or not row['answered']:
+            continue
+        turn = next((e.fields.get('turn_id') for e in recording.intents
+                     if e.arrival_ns > row['start_ns']), None)
+        stamps, levels = levels_dbfs([s for s in recording.audio if s.turn_id == turn])
+        heard = stamps[levels > VOICED_DBFS] + delay_ns
+        after = heard[heard > row['start_ns']]
+        if after.size:
+            found.append((int(after[0]) - row['start_ns']) / NS_PER_S)
+    return found
+
+
+def measure_typed_stages(recording: Recording, log: Sequence[dict[str, Any]]
+                         ) -> dict[str, list[float]]:
+    """Where the time of each answered typed line went.
+
+    Returns:
+        Seconds by stage: ``reasoning`` (line to intent), ``voice`` (to the first piece on
+        `speech`), ``generator`` (to the first sound on `audio`, as it arrives).
+    """
+    found: dict[str, list[float]] = {'reasoning': [], 'voice': [], 'generator': []}
+    for row in log:
+        if row.get('kind') != 'typed' or not row['answered']:
+            continue
+        total = measure_typed(recording, [row])
+        intent = min((e.arrival_ns for e in recording.intents if e.arrival_ns > row['start_ns']),
+                     default=None)
+        speech = min((s.arrival_ns for s in recording.speech if s.arrival_ns > row['start_ns']),
+                     default=None)
+        if total and intent is not None and speech is not None and intent < speech:
+            parts = [(intent - row['start_ns']) / NS_PER_S, (speech - intent) / NS_PER_S]
+            for name, part in zip(found, [*parts, total[0] - sum(parts)], strict=True):
+                found[name].append(part)
     return found
 
 
@@ -178,7 +208,9 @@ def summarise(recording: Recording, log: Sequence[dict[str, Any]]) -> dict[str, 
                        'worst': max(latency, default=float('nan'))},
         'stages_s': measure_stages(recording, rows),
         'typed_s': {'count': len(typed := measure_typed(recording, log)),
-                    **metrics.percentiles(typed, (50, 95))},
+                    **metrics.percentiles(typed, (50, 95)),
+                    'stages': {name: metrics.percentiles(values, (50, 95)) for name, values
+                               in measure_typed_stages(recording, log).items()}},
         'stop_s': {'count': len(stops),
                    'from_voice': metrics.percentiles([s['voice'] for s in stops], (50, 95)),
                    'from_told': metrics.percentiles([s['told'] for s in stops], (50, 95))},
@@ -197,6 +229,8 @@ def describe(result: dict[str, Any]) -> str:
     typed, stop = result['typed_s'], result['stop_s']
     rows.append(['typed line to first sound', number(typed['p50'], 's'),
                  number(typed['p95'], 's'), f'{typed["count"]} lines, aim {TYPED_AIM_S} s'])
+    rows += [[f'of that: {name}', number(part['p50'], 's'), number(part['p95'], 's'), '']
+             for name, part in typed['stages'].items()]
     rows.append(['interrupted: silent after being told', number(stop['from_told']['p50'], 's'),
                  number(stop['from_told']['p95'], 's'),
                  f'{stop["count"]} interruptions, aim {STOP_AIM_S} s'])

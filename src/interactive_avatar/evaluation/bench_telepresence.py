@@ -23,10 +23,13 @@ from interactive_avatar.evaluation.demo import UTTERANCES, DemoError, run_client
 from interactive_avatar.evaluation.report import number, table
 from interactive_avatar.graph import start_graph
 from interactive_avatar.media.clock import CHUNK_SAMPLES, SAMPLE_RATE_HZ
+from interactive_avatar.run import mode_overrides
 
 NAMESPACE: Final = 'avatar_bench'
 NODES: Final = ('reasoning', 'generator')
 P95_AIM_MS: Final = 400.0
+# As the page's microphone sends, and sound cards do.
+BLOCK_MS: Final = 20
 # A chunk must hold this level of speech to be found again, and be found this surely.
 LEAST_LEVEL: Final = 300.0
 LEAST_LIKENESS: Final = 0.9
@@ -40,9 +43,11 @@ def delays_ms(recording: Recording) -> tuple[NDArray[np.float64], NDArray[np.flo
         recording: a session in telepresence.
 
     Returns:
-        Delays until the chunk is presented and until it has been published, float64 [n] each in
-        milliseconds, and how many loud chunks could not be found.
+        Delays until the chunk can be presented (at its stamp, or when the later of its sound and
+        its first picture has come, if that is after it) and until both have come, float64 [n]
+        each in milliseconds, and how many loud chunks could not be found.
     """
+    pictures = {picture.stamp_ns: picture.arrival_ns for picture in recording.pictures}
     t0_ns = min(sound.stamp_ns for sound in recording.user_audio)
     end_ns = max(sound.stamp_ns for sound in recording.audio) + NS_PER_S
     line = place_sound(recording.user_audio, t0_ns, (end_ns - t0_ns) * SAMPLE_RATE_HZ // NS_PER_S)
@@ -68,8 +73,9 @@ def delays_ms(recording: Recording) -> tuple[NDArray[np.float64], NDArray[np.flo
             lost += 1
             continue
         taken_ns = t0_ns + (start + best) * NS_PER_S // SAMPLE_RATE_HZ
-        presented.append((sound.stamp_ns - taken_ns) / 1e6)
-        published.append((sound.arrival_ns - taken_ns) / 1e6)
+        sent_ns = max(sound.arrival_ns, pictures.get(sound.stamp_ns, 0))
+        presented.append((max(sound.stamp_ns, sent_ns) - taken_ns) / 1e6)
+        published.append((sent_ns - taken_ns) / 1e6)
     return np.asarray(presented), np.asarray(published), lost
 
 
@@ -85,12 +91,12 @@ def run(out: Path, config: str, overrides: dict[str, Any],
         path = out / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     with start_graph(config, nodes=NODES, namespace=NAMESPACE,
-                     overrides={'reasoning.mode': 'telepresence', **overrides},
+                     overrides={**mode_overrides('telepresence', NODES), **overrides},
                      log_folder=out / 'logs', tell=say) as graph:
         graph.wait_until_active(180.0, say)
         # Nobody answers an operator; each sentence follows the one before.
         status = run_client(out, graph.environment, NAMESPACE, 180.0, say, UTTERANCES,
-                            pause_s=1.0, answer_timeout_s=0.5)
+                            pause_s=1.0, answer_timeout_s=0.5, block_ms=BLOCK_MS)
     if status or not (out / 'bag').exists():
         raise DemoError(f'the operator ended with status {status}; see '
                         f'{out / "logs" / "demo_client.log"}')

@@ -108,7 +108,7 @@ def describe(event: dict[str, Any]) -> str | None:
 def run_client(out: Path, environment: dict[str, str], namespace: str, ready_timeout_s: float,
                say: Callable[[str], None], utterances: Path = UTTERANCES,
                pictures: bool = True, pause_s: float = 2.0,
-               answer_timeout_s: float = 10.0) -> int:
+               answer_timeout_s: float = 10.0, block_ms: int = 80) -> int:
     """Let the recorded user talk to a running graph.
 
     Args:
@@ -121,6 +121,7 @@ def run_client(out: Path, environment: dict[str, str], namespace: str, ready_tim
         pictures: whether pictures are asked for and recorded.
         pause_s: seconds between turns.
         answer_timeout_s: how long the user waits for an answer to begin.
+        block_ms: sound in each message of the user's microphone.
 
     Returns:
         The client's exit status.
@@ -129,7 +130,7 @@ def run_client(out: Path, environment: dict[str, str], namespace: str, ready_tim
                '--bag', str(out / 'bag'), '--log', str(out / 'said.json'),
                '--utterances', str(utterances), '--namespace', namespace,
                '--ready-timeout', str(ready_timeout_s), '--pause', str(pause_s),
-               '--answer-timeout', str(answer_timeout_s)]
+               '--answer-timeout', str(answer_timeout_s), '--block-ms', str(block_ms)]
     if not pictures:
         command.append('--no-pictures')
     log = out / 'logs' / 'demo_client.log'

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from interactive_avatar import __version__
 
 REPORTED_PACKAGES = ('numpy', 'onnxruntime', 'faster-whisper', 'piper-tts', 'rosbags',
@@ -99,6 +101,11 @@ def stream_rows(result: dict[str, Any]) -> list[list[str]]:
          f'{number(stream["arrival_after_stamp_ms"]["audio"]["p50"], "", 1)} / '
          f'{number(stream["arrival_after_stamp_ms"]["audio"]["p99"], "ms", 1)}'],
     ]
+    seen = visible_ms(result)
+    if seen:
+        rows.append(['switch of the prompt to a visible change, p50 / worst',
+                     f'{number(float(np.median(seen)), "", 0)} / {number(max(seen), "ms", 0)} '
+                     f'({len(seen)} actions)'])
     generator = next((node['values'] for name, node in result['nodes'].items()
                       if name.endswith('generator')), None)
     if generator:
@@ -106,6 +113,12 @@ def stream_rows(result: dict[str, Any]) -> list[list[str]]:
             generator.get(f'chunk_{p}_ms', '–') for p in ('p50', 'p95', 'p99')) + ' ms'])
         rows.append(['real-time factor (generator)', generator.get('real_time_factor', '–')])
     return rows
+
+
+def visible_ms(result: dict[str, Any]) -> list[float]:
+    """Milliseconds from each switch to an action prompt until the picture changed."""
+    times = [row.get('switch_to_visible_ms') for row in result['turns']]
+    return [float(value) for value in times if value is not None and np.isfinite(value)]
 
 
 def face_rows(face: dict[str, Any]) -> list[list[str]]:

@@ -22,6 +22,7 @@ from interactive_avatar.evaluation.report import (
     stream_rows,
     system_rows,
     turn_rows,
+    visible_ms,
 )
 from interactive_avatar.evaluation.session import Analysis
 from interactive_avatar.media.clock import CHUNK_MS, FRAME_NS, FRAMES_PER_CHUNK
@@ -466,6 +467,10 @@ def _cards(result: dict[str, Any]) -> list[Card]:
     cards.append(Card('answer after the last sound', number(latency['p50'], 's'),
                       f'median; p95 {number(latency["p95"], "s")}',
                       tone(None if latency['p50'] is None else latency['p50'] <= 1.0)))
+    seen = visible_ms(result)
+    if seen:
+        cards.append(Card('switch to visible', number(float(np.median(seen)), 'ms', 0),
+                          f'median of {len(seen)} actions; worst {number(max(seen), "ms", 0)}'))
     if missed['made']:
         share = missed['repeated'] / missed['made']
         cards.append(Card('missed chunks', f'{missed["repeated"]} of {missed["made"]}',

@@ -143,6 +143,8 @@ class History:
                  policy: KeyFramePolicy | None = None) -> None:
         self._sizes, self._reference = sizes, reference
         self._policy = policy or DynamicKeyFrames()
+        # The latent that the oldest of the queue followed, and the queue itself.
+        self.followed = reference
         self._adjacent: list[NDArray[np.float32]] = []
         self._pending: list[NDArray[np.float32]] = []
         self._short: list[Feature] = []
@@ -154,7 +156,7 @@ class History:
         self._adjacent.append(latent)
         if len(self._adjacent) <= self._sizes.adjacent:
             return None
-        past = self._adjacent.pop(0)
+        past = self.followed = self._adjacent.pop(0)
         if isinstance(self._policy, WindowOnly):
             return None
         self._pending.append(past)
@@ -179,6 +181,11 @@ class History:
         if slot is not None:
             self.long_features[slot] = feature
         return slot
+
+    @property
+    def adjacent(self) -> tuple[NDArray[np.float32], ...]:
+        """Latents of the adjacent queue, oldest first, float32 [C, 16, 16] each."""
+        return tuple(self._adjacent)
 
     @property
     def redundancy(self) -> float:

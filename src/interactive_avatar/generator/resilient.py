@@ -25,11 +25,10 @@ class ResilientStream:
         snapshot_chunks: chunks between snapshots.
     """
 
-    lookahead_chunks = AvatarStream.lookahead_chunks
-
     def __init__(self, stream: AvatarStream, open_fallback: Callable[[], AvatarStream],
                  report: Callable[[str], None], snapshot_chunks: int = SNAPSHOT_CHUNKS) -> None:
         self._stream, self._open_fallback, self._report = stream, open_fallback, report
+        self.lookahead_chunks = stream.lookahead_chunks
         self._every, self._since, self._moved = snapshot_chunks, 0, False
         self._prompt = stream.prompt
         self._snapshot: Snapshot = stream.snapshot()
@@ -39,7 +38,8 @@ class ResilientStream:
         """Name of the backend that runs the stream now."""
         return self._stream.backend.name
 
-    def step(self, speech: NDArray[np.int16]) -> Chunk:
+    def step(self, speech: NDArray[np.int16],
+             shown: Callable[[Chunk], None] | None = None) -> Chunk:
         """See `AvatarStream.step`; on a failed card the chunk is made by the second stream.
 
         Raises:
@@ -48,12 +48,17 @@ class ResilientStream:
         try:
             if not self._moved and self._since >= self._every:
                 self._snapshot, self._since = self._stream.snapshot(), 0
-            chunk = self._stream.step(speech)
+            chunk = self._stream.step(speech, shown)
         except BackendLostError as error:
             self._move(error)
-            chunk = self._stream.step(speech)
+            # Shown once already, perhaps; it is for the caller to take the first only.
+            chunk = self._stream.step(speech, shown)
         self._since += 1
         return chunk
+
+    def replace_silence(self, speech: NDArray[np.int16]) -> None:
+        """See `AvatarStream.replace_silence`."""
+        self._stream.replace_silence(speech)
 
     def switch(self, prompt: str) -> None:
         """See `AvatarStream.switch`."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,9 +31,13 @@ from interactive_avatar.generator.memory import (
 )
 from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.prompts import WorldState, stable_prompt
-from interactive_avatar.media.clock import CHUNK_SAMPLES
+from interactive_avatar.media.clock import CHUNK_MS, CHUNK_SAMPLES, FRAME_MS, SAMPLE_RATE_HZ
 from interactive_avatar.media.mel import MEL_FLOOR_LN, MEL_HISTORY_SAMPLES, log_mel
 from interactive_avatar.media.picture import check_reference, fit_square, read_image
+
+MEL_MS = 10
+MELS_PER_CHUNK = CHUNK_MS // MEL_MS
+"""Mel frames of a chunk."""
 
 
 class IdentityFiles(Protocol):
@@ -106,24 +110,34 @@ class AvatarStream:
     or behind a lock.
 
     A chunk is generated with one chunk of lookahead: `step` returns the frames of the speech given
-    the call before.
+    the call before. With a shorter `lookahead_ms` its frames and sound belong to speech that is
+    newer by the difference, and what the network would have heard ahead is the last 10 ms held.
     """
 
+    # Of a stream as it is opened by default, for those who plan before they have one.
     lookahead_chunks = 1
 
     def __init__(self, backend: Backend, reference: NDArray[np.uint8], prompt: str,
                  encode_text: Callable[[str], NDArray[np.float32]], seed: int = 0,
-                 key_frames: str = 'dynamic', bank: ConditioningBank | None = None) -> None:
+                 key_frames: str = 'dynamic', bank: ConditioningBank | None = None,
+                 lookahead_ms: int = CHUNK_MS) -> None:
         """Args: see `open`; encode_text: text to hidden states float32 [n, width]; bank: text
         caches shared with other streams of the backend."""
+        if lookahead_ms not in range(0, CHUNK_MS + 1, FRAME_MS):
+            raise ValueError(f'lookahead_ms is {lookahead_ms}: give a multiple of {FRAME_MS} '
+                             f'from 0 to {CHUNK_MS}')
         config = backend.config
+        self.lookahead_ms = lookahead_ms
+        # Whose speech most of a returned chunk is: that of this call, or of the one before.
+        self.lookahead_chunks = round(lookahead_ms / CHUNK_MS + 1e-9)
         self.config, self.backend, self._seed = config, backend, seed
         self._bank = bank or ConditioningBank(backend, encode_text)
         self._bank.prepare(prompt)
         still = np.repeat(reference[None], config.autoencoder.frames, axis=0)
         latent = backend.encode_image(still)
-        mel = np.full((config.audio.window_mels, config.audio.mel_bands), MEL_FLOOR_LN,
-                      np.float32)
+        # As long as the windows of the adjacent chunks together, which `recache` needs again.
+        mel = np.full((config.audio.window_mels + (config.memory.adjacent - 1) * MELS_PER_CHUNK,
+                       config.audio.mel_bands), MEL_FLOOR_LN, np.float32)
         start = CacheState.begin(config, reference, latent, *backend.embed_reference(latent))
         memory = VisualMemory(backend, start, History(
             config.memory, latent, KEY_FRAME_POLICIES[key_frames]()))
@@ -132,7 +146,8 @@ class AvatarStream:
     @classmethod
     def open(cls, model: Path | str = 'models/compact', backend: str = 'onnx',
              reference: NDArray[np.uint8] | str | None = None, prompt: str | None = None,
-             seed: int = 0, key_frames: str = 'dynamic', **backend_options: Any) -> AvatarStream:
+             seed: int = 0, key_frames: str = 'dynamic', lookahead_ms: int = CHUNK_MS,
+             **backend_options: Any) -> AvatarStream:
         """Open a model and start a stream.
 
         Args:
@@ -144,6 +159,8 @@ class AvatarStream:
             seed: of the sampler's noise; same seed and input, same frames.
             key_frames: policy of the long memory: dynamic, fifo or random; as ablations none (it
                 stays empty) and window (the short memory too).
+            lookahead_ms: speech that is waited for before a frame is drawn, 0 to 160 in steps of
+                40; less is sooner and worse for the lips. The wan size takes the default only.
             **backend_options: passed to the backend (threads, int8, device).
 
         Raises:
@@ -156,7 +173,7 @@ class AvatarStream:
             from interactive_avatar.generator.wan.stream import WanStream
 
             return WanStream.open(model, backend, reference, prompt, seed, key_frames,
-                                  **backend_options)
+                                  lookahead_ms, **backend_options)
         from interactive_avatar.generator.text import TextEncoder
 
         files = ModelFiles.open(model)
@@ -166,7 +183,8 @@ class AvatarStream:
             encoder = beside.submit(TextEncoder.load)
             opened = open_backend(backend, files, **backend_options)
         return cls(opened, picture, prompt or stable_prompt(WorldState()),
-                   encoder.result().encode, seed, key_frames)
+                   encoder.result().encode, seed, key_frames,
+                   lookahead_ms=lookahead_ms)
 
     @property
     def prompt(self) -> str:
@@ -187,11 +205,14 @@ class AvatarStream:
         self._bank.prepare(prompt)
         self._state.prompt = prompt
 
-    def step(self, speech: NDArray[np.int16]) -> Chunk:
+    def step(self, speech: NDArray[np.int16],
+             shown: Callable[[Chunk], None] | None = None) -> Chunk:
         """Make the next chunk.
 
         Args:
             speech: int16 [2560], 16 kHz mono; zeros in silence.
+            shown: called with the chunk as soon as its frames are there, where the backend can
+                tell; what follows, the commit to the memory, is a third of the work.
 
         Returns:
             The chunk whose sound was given the call before (silence in the first call).
@@ -200,6 +221,10 @@ class AvatarStream:
             ValueError: on another type or length.
         """
         begun = self.begin(speech)
+        if shown is not None:
+            index, prompt, sound = self._state.index, self._state.prompt, self._sound_of(begun)
+            begun = replace(begun, job=replace(begun.job, shown=lambda frames: shown(
+                Chunk(index, frames, sound, prompt))))
         result, = self.backend.chunks([begun.job])
         chunk, work = self.finish(begun, result)
         if work is not None:
@@ -223,14 +248,45 @@ class AvatarStream:
             raise ValueError(f'step needs int16 [{CHUNK_SAMPLES}], got {speech.dtype} '
                              f'{list(speech.shape)}')
         started_s = time.perf_counter()
-        state, a = self._state, self.config.autoencoder
+        state = self._state
         fresh = log_mel(speech, state.heard[-MEL_HISTORY_SAMPLES:])
         mel = np.concatenate([state.mel[len(fresh):], fresh])
-        noise = np.random.default_rng([self._seed, state.index]).standard_normal(
+        job = ChunkJob(self.audio_window(mel), self.noise(state.index),
+                       self._bank.prepare(state.prompt), state.memory.cache)
+        return BegunChunk(job, mel, speech.copy(), time.perf_counter() - started_s)
+
+    def replace_silence(self, speech: NDArray[np.int16]) -> None:
+        """Let speech take the place of the silence that was given last and is not shown yet.
+
+        A stream waits a lookahead for every chunk. Where speech begins, two chunks of it are
+        mostly there at once; so the silence before it need not be shown first.
+
+        Args:
+            speech: int16 [2560], as for `step`.
+
+        Raises:
+            ValueError: if what was given last is no silence, or the stream waits for less than a
+                chunk.
+        """
+        if self.lookahead_ms != CHUNK_MS or self._state.heard.any():
+            raise ValueError('there is no chunk of silence that waits to be shown')
+        state = self._state
+        state.mel = np.concatenate([state.mel[:-MELS_PER_CHUNK], log_mel(speech)])
+        state.heard = speech.copy()
+
+    def audio_window(self, mel: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the audio encoder sees after log-mel frames float32 [n, 64], as [96, 64]: those
+        ahead that are not waited for are the last one held."""
+        held = MELS_PER_CHUNK - self.lookahead_ms // MEL_MS
+        wide = np.concatenate([mel, np.repeat(mel[-1:], held, axis=0)])
+        return wide[-self.config.audio.window_mels:]
+
+    def noise(self, index: int) -> NDArray[np.float32]:
+        """The noise of chunk ``index``: see `ChunkJob.noise`."""
+        a = self.config.autoencoder
+        return np.random.default_rng([self._seed, index]).standard_normal(
             (len(self.config.sampler.levels) + 1, a.latent_channels, a.latent_px, a.latent_px),
             np.float32)
-        job = ChunkJob(mel, noise, self._bank.prepare(state.prompt), state.memory.cache)
-        return BegunChunk(job, mel, speech.copy(), time.perf_counter() - started_s)
 
     def finish(self, begun: BegunChunk, result: ChunkResult) -> tuple[Chunk, MemoryJob | None]:
         """The second part of `step`: the chunk, and what is to be remembered now, if anything."""
@@ -241,10 +297,16 @@ class AvatarStream:
         seconds['audio'] = seconds.get('audio', 0.0) + begun.seconds
         seconds['memory'] = time.perf_counter() - started_s
         seconds['total'] = sum(seconds.values())
-        chunk = Chunk(state.index, result.frames, state.heard, state.prompt, seconds)
+        chunk = Chunk(state.index, result.frames, self._sound_of(begun), state.prompt, seconds)
         state.mel, state.heard = begun.mel, begun.speech
         state.index += 1
         return chunk, work
+
+    def _sound_of(self, begun: BegunChunk) -> NDArray[np.int16]:
+        """The sound that belongs to the frames: that of the lookahead ago."""
+        end = 2 * CHUNK_SAMPLES - self.lookahead_ms * SAMPLE_RATE_HZ // 1000
+        both = np.concatenate([self._state.heard, begun.speech])
+        return both[end - CHUNK_SAMPLES:end]
 
     def snapshot(self) -> Snapshot:
         """The whole state between two chunks, for `restore` on any stream of the same model."""

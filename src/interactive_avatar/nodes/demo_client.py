@@ -39,8 +39,7 @@ from interactive_avatar.nodes.recorder import Recorder, message_class
 
 PICTURE_TOPICS = ('image_raw/compressed', 'camera_info')
 
-BLOCK_SAMPLES = 1280
-BLOCK_NS = BLOCK_SAMPLES * 1_000_000_000 // SAMPLE_RATE_HZ
+BLOCK_MS = 80
 STABLE_PHASE = 0
 FINAL_EVENT = 3
 MIN_READY_SOUNDS = 6
@@ -60,9 +59,11 @@ class Microphone:
 
     Args:
         node: publishes on ``user/audio`` below its namespace.
+        block_ms: sound in a message, in milliseconds.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, block_ms: int = BLOCK_MS) -> None:
+        self._block_samples = block_ms * SAMPLE_RATE_HZ // 1000
         # Reliable offers serve both kinds of subscriber; perception asks for best effort.
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=50,
                          reliability=ReliabilityPolicy.RELIABLE)
@@ -98,14 +99,15 @@ class Microphone:
     def _run(self) -> None:
         # One origin for the whole stream, so that stamps have no jitter and never drift.
         t0_ns, block = time.time_ns(), 0
+        block_ns = self._block_samples * 1_000_000_000 // SAMPLE_RATE_HZ
         while not self._stop.is_set():
-            end_ns = t0_ns + (block + 1) * BLOCK_NS
+            end_ns = t0_ns + (block + 1) * block_ns
             time.sleep(max(0.0, (end_ns - time.time_ns()) / 1e9))
-            samples = np.zeros(BLOCK_SAMPLES, np.int16)
-            stamp_ns = end_ns - BLOCK_NS
+            samples = np.zeros(self._block_samples, np.int16)
+            stamp_ns = end_ns - block_ns
             with self._lock:
-                piece, self._waiting = (self._waiting[:BLOCK_SAMPLES],
-                                        self._waiting[BLOCK_SAMPLES:])
+                piece, self._waiting = (self._waiting[:self._block_samples],
+                                        self._waiting[self._block_samples:])
                 if piece.size and not self._started_ns:
                     self._started_ns = stamp_ns
             samples[:piece.size] = piece
@@ -278,7 +280,7 @@ def run(args: argparse.Namespace) -> int:
 
         thread = threading.Thread(target=spin, name='recorder', daemon=True)
         thread.start()
-        microphone = Microphone(node)
+        microphone = Microphone(node, args.block_ms)
         user = DemoUser(microphone, recorder, watcher, args.answer_timeout)
         try:
             missing = user.wait_ready(args.ready_timeout)
@@ -337,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--no-pictures', dest='pictures', action='store_false',
                         help='neither wait for pictures nor record them')
     parser.add_argument('--answer-timeout', type=float, default=10.0, help='seconds')
+    parser.add_argument('--block-ms', type=int, default=BLOCK_MS,
+                        help="sound in a message of the microphone's")
     parser.add_argument('--pause', type=float, default=2.0, help='seconds between turns')
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)

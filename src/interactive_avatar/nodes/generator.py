@@ -41,6 +41,10 @@ class GeneratorOptions:
     """Parameters of the generator node."""
 
     autostart: bool = option(True, 'configure and activate without being asked')
+    mode: str = option('companion', "telepresence speaks an operator's voice as soon as it can: "
+                                    'the remote_ parameters take the place of lead_ms, '
+                                    'budget_ms, ahead_chunks and prebuffer_chunks',
+                       choices=('companion', 'telepresence'))
     model: str = option('models/compact', 'folder of the model, absolute or in the package')
     backend: str = option('auto', 'what runs the model; auto takes tensorrt if it can run, else '
                                   'torch on a CUDA card, else onnx',
@@ -63,6 +67,19 @@ class GeneratorOptions:
                                   'latency', minimum=1, maximum=8)
     prebuffer_chunks: int = option(1, 'chunks of a turn that must have arrived before it is '
                                       'spoken', minimum=1, maximum=8)
+    remote_lookahead_ms: int = option(
+        40, 'in telepresence, speech waited for before a frame is drawn, ms, in steps of 40: '
+            'less is sooner, and worse for the lips', minimum=0, maximum=160)
+    remote_ahead_ms: float = option(
+        110.0, 'in telepresence, how long before it is published a chunk is begun, ms: a little '
+               'more than shown_p95_ms in /diagnostics', minimum=10.0, maximum=160.0)
+    remote_lead_ms: float = option(10.0, 'lead_ms in telepresence', minimum=0.0, maximum=1000.0)
+    remote_budget_ms: float = option(
+        80.0, 'budget_ms in telepresence: a late chunk delays itself, a held one the voice up to '
+              'its next pause', minimum=0.0, maximum=1000.0)
+    remote_reserve_ms: float = option(
+        20.0, 'in telepresence, voice kept back against uneven arrival, ms', minimum=0.0,
+        maximum=500.0)
     jpeg_quality: int = option(88, 'quality of image_raw/compressed', minimum=1, maximum=95)
     nice: int = option(-10, 'scheduling priority of the generating threads, -20 is highest',
                        minimum=-20, maximum=19)
@@ -95,6 +112,8 @@ def open_stream(options: GeneratorOptions, log: Callable[[str], None] = print,
     from interactive_avatar.generator.model import ModelError
     from interactive_avatar.generator.prompts import WorldState, stable_prompt
     from interactive_avatar.generator.resilient import ResilientStream
+    from interactive_avatar.generator.wan.files import is_wan
+
     reference: Any = options.reference or None
     if options.reference and any(mark in options.reference for mark in './\\'):
         reference = read_image(resource(options.reference))
@@ -104,6 +123,8 @@ def open_stream(options: GeneratorOptions, log: Callable[[str], None] = print,
             extra = {'threads': options.threads, 'int8': options.int8}
         elif name == 'tensorrt':
             extra = {'build': options.build_engines, 'log': log}
+        if options.mode == 'telepresence' and not is_wan(str(resource(options.model))):
+            extra['lookahead_ms'] = options.remote_lookahead_ms
         return AvatarStream.open(
             model=str(resource(options.model)), backend=name, reference=reference,
             prompt=options.prompt or stable_prompt(WorldState()), seed=options.seed, **extra)
@@ -133,6 +154,10 @@ class GeneratorNode(AvatarNode):
         self._pacer: StreamPacer | None = None
         self._stream: Any = None
 
+    @property
+    def _remote(self) -> bool:
+        return self.options.mode == 'telepresence'
+
     def configure(self) -> None:
         """Open the model, make the topics."""
         # ONNX Runtime's threads inherit the priority of the thread that makes them.
@@ -156,7 +181,8 @@ class GeneratorNode(AvatarNode):
         self._stream, backend = opened[0]
         self.get_logger().info(f'backend: {backend}')
         self.diagnostics.values['backend'] = backend
-        self._speech = SpeechQueue(self.options.prebuffer_chunks)
+        self._speech = SpeechQueue(self.options.prebuffer_chunks,
+                                   self.options.remote_reserve_ms if self._remote else None)
         self._image = self.publish_to(Image, 'image_raw', qos.IMAGE)
         self._info = self.publish_to(CameraInfo, 'camera_info', qos.IMAGE)
         self._compressed = self.publish_to(
@@ -175,8 +201,10 @@ class GeneratorNode(AvatarNode):
             now_ns=lambda: self.get_clock().now().nanoseconds, simulated=self.simulated,
             complain=self._complain,
             on_maker_start=lambda: be_nice(self, self.options.nice),
-            lead_ms=self.options.lead_ms, budget_ms=self.options.budget_ms,
-            ahead_chunks=self.options.ahead_chunks)
+            lead_ms=self.options.remote_lead_ms if self._remote else self.options.lead_ms,
+            budget_ms=self.options.remote_budget_ms if self._remote else self.options.budget_ms,
+            ahead_chunks=1 if self._remote else self.options.ahead_chunks,
+            ahead_ms=self.options.remote_ahead_ms if self._remote else None)
         if self._prompt:
             self._pacer.switch(self._prompt)
         if self._next_prompt:

@@ -45,7 +45,7 @@ from interactive_avatar.evaluation.bag import (
     Sound,
     read_bag,
 )
-from interactive_avatar.media.clock import CHUNK_NS, CHUNK_SAMPLES, FRAME_NS
+from interactive_avatar.media.clock import CHUNK_NS, FRAME_NS
 from interactive_avatar.media.picture import encode_jpeg
 from interactive_avatar.nodes.generator import GeneratorOptions, open_stream
 from interactive_avatar.nodes.messages import (
@@ -62,7 +62,7 @@ from interactive_avatar.nodes.reasoning import (
     intent_message,
     state_message,
 )
-from interactive_avatar.nodes.speech_queue import SpeechChunk, SpeechQueue
+from interactive_avatar.nodes.speech_queue import Feed, SpeechQueue
 from interactive_avatar.paths import resource
 from interactive_avatar.perception import (
     AudioGap,
@@ -208,9 +208,7 @@ class Lockstep:
             clock=lambda: self.now_ns / NS_PER_S,
             now=lambda: datetime.fromtimestamp(self.now_ns / NS_PER_S, timezone.utc))
         self._words: deque[tuple[int, Final]] = deque()
-        self._in_flight: deque[SpeechChunk] = deque(
-            SpeechChunk(np.zeros(CHUNK_SAMPLES, np.int16))
-            for _ in range(self._stream.lookahead_chunks))
+        self._feed = Feed(self._queue, self._stream)
         self._prompt = self._next_prompt = ''
         self._listening_turn = 0
         self.warnings: list[str] = []
@@ -349,10 +347,9 @@ class Lockstep:
 
     def _make(self) -> None:
         generator = self.settings.generator
-        speech = self._queue.take()
+        speech = self._feed.take()
         chunk = self._stream.step(speech.samples)
-        self._in_flight.append(speech)
-        source = self._in_flight.popleft()
+        source = self._feed.heard(speech)
         audio = self._muting.audible(chunk.audio, source.turn_id)
         # As the pacer does: made ahead, handed out a little before its time.
         arrival_ns = self.now_ns + generator.ahead_chunks * CHUNK_NS

@@ -110,11 +110,14 @@ class ImageWriter:
     rclpy takes ``array('B')`` as it is, while it copies an ndarray or memoryview element by
     element, which is a hundred times slower. So the message keeps one array and numpy writes
     into its memory.
+
+    Args:
+        frame_id: of the messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frame_id: str = FRAME_ID) -> None:
         self._message = Image(encoding='rgb8')
-        self._message.header.frame_id = FRAME_ID
+        self._message.header.frame_id = frame_id
         self._view: NDArray[np.uint8] = np.zeros(0, np.uint8)
 
     def write(self, frame: NDArray[np.uint8], stamp_ns: int) -> Image:

@@ -13,8 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from interactive_avatar.media.clock import (
     SAMPLE_RATE_HZ,
     MediaClock,
 )
-from interactive_avatar.nodes.speech_queue import SpeechChunk, SpeechQueue
+from interactive_avatar.nodes.speech_queue import Feed, SpeechChunk, SpeechQueue
 
 FADE_SAMPLES = SAMPLE_RATE_HZ // 100
 # Chunk times kept for percentiles: about a minute.
@@ -57,7 +58,8 @@ class StreamLike(Protocol):
 
     lookahead_chunks: int
 
-    def step(self, speech: NDArray[np.int16]) -> ChunkLike: ...
+    def step(self, speech: NDArray[np.int16],
+             shown: Callable[[Any], None] | None = None) -> ChunkLike: ...
 
     def switch(self, prompt: str) -> None: ...
 
@@ -94,7 +96,16 @@ class _Made:
     chunk: ChunkLike
     turn_id: int
     last: bool
-    seconds: float = field(default=0.0)
+
+
+@dataclass
+class _Begun:
+    """A chunk that is being made, of which speech, and whether it has been made ready."""
+
+    speech: SpeechChunk
+    feed: Feed
+    started_s: float
+    shown: bool = False
 
 
 def fade_out(samples: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -148,6 +159,7 @@ class StreamPacer:
         lead_ms: float = 60.0,
         budget_ms: float = 40.0,
         ahead_chunks: int = 1,
+        ahead_ms: float | None = None,
     ) -> None:
         """Set up; `start` begins.
 
@@ -164,6 +176,8 @@ class StreamPacer:
             lead_ms: how long before its presentation time a chunk is handed out.
             budget_ms: how late after its presentation time a chunk may still be handed out.
             ahead_chunks: chunks that may be computed ahead; each adds 160 ms of latency.
+            ahead_ms: where given, a chunk is begun only so long before it is handed out, with the
+                newest speech; the less, the sooner and the more often too late.
         """
         self._stream = stream
         self._speech = speech
@@ -176,6 +190,9 @@ class StreamPacer:
         self._lead_s = lead_ms / 1000
         self._budget_s = budget_ms / 1000
         self._credits = ahead_chunks
+        self._ahead_s = None if ahead_ms is None else ahead_ms / 1000
+        # When the next chunk may be begun, on the clock that sets the pace.
+        self._begin_s = float('-inf')
         self._ready: deque[_Made] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -184,6 +201,7 @@ class StreamPacer:
         self._muting = Muting()
         self._threads: list[threading.Thread] = []
         self._chunk_s: deque[float] = deque(maxlen=HISTORY_CHUNKS)
+        self._shown_s: deque[float] = deque(maxlen=HISTORY_CHUNKS)
         self._late = 0
         self._failed = 0
         self._slots = 0
@@ -227,13 +245,14 @@ class StreamPacer:
     def figures(self) -> Mapping[str, object]:
         """Counters and chunk times in ms, for diagnostics."""
         with self._wake:
-            times = np.array(self._chunk_s) * 1000
+            times, shown = np.array(self._chunk_s) * 1000, np.array(self._shown_s) * 1000
             figures: dict[str, object] = {
                 'slots': self._slots, 'chunks_late': self._late, 'steps_failed': self._failed}
         if times.size:
             p50, p95, p99 = np.percentile(times, [50, 95, 99])
             figures |= {'chunk_p50_ms': round(float(p50), 1), 'chunk_p95_ms': round(float(p95), 1),
                         'chunk_p99_ms': round(float(p99), 1),
+                        'shown_p95_ms': round(float(np.percentile(shown, 95)), 1),
                         'real_time_factor': round(float(times.mean()) / CHUNK_MS, 3)}
         return figures
 
@@ -241,20 +260,21 @@ class StreamPacer:
 
     def _make(self) -> None:
         self._on_maker_start()
-        in_flight: deque[SpeechChunk] = deque(
-            SpeechChunk(np.zeros(CHUNK_SAMPLES, np.int16))
-            for _ in range(self._stream.lookahead_chunks))
+        feed = Feed(self._speech, self._stream)
         while True:
             with self._wake:
-                while not self._stopping and self._credits == 0 and not self._prepare:
-                    self._wake.wait()
+                while not self._stopping and not self._prepare and self._early_s() > 0.0:
+                    early_s = self._early_s()
+                    self._wake.wait(None if early_s == float('inf') else
+                                    min(early_s, SIMULATED_WAIT_S) if self._simulated else early_s)
                 if self._stopping:
                     return
                 prompt, self._prompt = self._prompt, None
-                idle = self._credits == 0
+                idle = self._early_s() > 0.0
                 upcoming = self._prepare.popleft() if idle else None
                 if not idle:
                     self._credits -= 1
+            begun: _Begun | None = None
             try:
                 if prompt is not None:
                     self._stream.switch(prompt)
@@ -262,24 +282,35 @@ class StreamPacer:
                     self._stream.prepare(upcoming)
                 if idle:
                     continue
-                speech = self._speech.take()
-                started_s = time.perf_counter()
-                chunk = self._stream.step(speech.samples)
-                seconds = time.perf_counter() - started_s
+                speech = feed.take()
+                begun = _Begun(speech, feed, time.perf_counter())
+                chunk = self._stream.step(speech.samples, partial(self._show, begun))
+                self._show(begun, chunk)
+                with self._wake:
+                    self._chunk_s.append(time.perf_counter() - begun.started_s)
             except Exception as error:
                 self._complain('step_failed', f'a chunk could not be made: '
                                               f'{type(error).__name__}: {error}')
                 with self._wake:
                     self._failed += 1
-                    self._credits += 0 if idle else 1
+                    self._credits += 0 if idle or (begun and begun.shown) else 1
                     self._wake.wait_for(lambda: self._stopping, RETRY_S)
-                continue
-            in_flight.append(speech)
-            source = in_flight.popleft()
-            with self._wake:
-                self._chunk_s.append(seconds)
-                self._ready.append(_Made(chunk, source.turn_id, source.last, seconds))
-                self._wake.notify_all()
+
+    def _early_s(self) -> float:
+        """How long it is until the next chunk may be begun, seconds; infinite while nobody waits
+        for one. Called with the lock held."""
+        return self._begin_s - self._pace_s() if self._credits else float('inf')
+
+    def _show(self, begun: _Begun, chunk: ChunkLike) -> None:
+        """Make a chunk ready for its slot; what comes a second time is dropped."""
+        if begun.shown:
+            return
+        begun.shown = True
+        source = begun.feed.heard(begun.speech)
+        with self._wake:
+            self._shown_s.append(time.perf_counter() - begun.started_s)
+            self._ready.append(_Made(chunk, source.turn_id, source.last))
+            self._wake.notify_all()
 
     # The pacer ------------------------------------------------------------------------------
 
@@ -321,6 +352,8 @@ class StreamPacer:
                 if due and self._ready:
                     made = self._ready.popleft()
                     self._credits += 1
+                    if self._ahead_s is not None:
+                        self._begin_s = slot_s + CHUNK_MS / 1000 - self._lead_s - self._ahead_s
                     self._wake.notify_all()
                 elif not (due and too_late and previous is not None):
                     next_s = slot_s + self._budget_s if due else slot_s - self._lead_s

@@ -47,9 +47,10 @@ from interactive_avatar.reasoning import (
 CHUNK_S = CHUNK_MS / 1000
 TICK_S = 0.1
 MAX_AGO_S = 10.0
-# The generator's clock and this node's run side by side: one chunk more at the start of a turn
-# keeps jitter between them from tearing a hole into a word.
-CHUNKS_AHEAD = 1
+# Sent with the first chunk of a turn: the generator takes two at once, so as not to wait for its
+# lookahead; its clock and this node's run side by side, and one more keeps jitter between them
+# from tearing a hole into a word.
+CHUNKS_AHEAD = 2
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 from avatar_bringup.msg import AudioChunk, AvatarIntent, AvatarState, UserPerception
 from numpy.typing import NDArray
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
+from interactive_avatar.media.picture import PictureError, decode_image
 from interactive_avatar.nodes import qos
 from interactive_avatar.nodes.assembler import ChunkAssembler
 from interactive_avatar.nodes.base import AvatarNode, be_nice, run_node
+from interactive_avatar.nodes.diagnostics import WARN
 from interactive_avatar.nodes.messages import (
+    ImageWriter,
     activity_name,
     audio_message,
     phase_name,
@@ -33,6 +36,7 @@ from interactive_avatar.nodes.options import option
 from interactive_avatar.web import AvatarPage
 
 WATCH_PERIOD_S = 0.2
+USER_CAMERA_FRAME = 'user_camera'
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class WebNode(AvatarNode):
         self._watch_timer: Any = None
         self._assembler = ChunkAssembler(self._show)
         self._audio_out = self.publish_to(AudioChunk, 'user/audio', qos.AUDIO)
+        self._image_out = self.publish_to(Image, 'user/image_raw', qos.IMAGE)
+        self._image_writer = ImageWriter(USER_CAMERA_FRAME)
         self._text_out = self.publish_to(String, 'user/text', qos.EVENT)
         self.listen_to(AudioChunk, 'audio', self._on_audio, qos.AUDIO)
         self.listen_to(AvatarState, 'state', self._on_state, qos.STATE)
@@ -78,7 +84,8 @@ class WebNode(AvatarNode):
         self.listen_to(UserPerception, 'perception', self._on_perception, qos.EVENT)
         self._page = AvatarPage(
             options.port, on_audio=self._from_microphone, on_text=self._from_keyboard,
-            host=options.host, allowed_hosts=options.allowed_hosts.split())
+            host=options.host, allowed_hosts=options.allowed_hosts.split(),
+            on_picture=self._from_camera)
         self._page.start()
         self.get_logger().info(f'the page is at {self._page.url}')
 
@@ -168,6 +175,18 @@ class WebNode(AvatarNode):
             sequence, self._sequence = self._sequence, self._sequence + 1
         self._audio_out.publish(audio_message(
             samples, stamp_ns, sequence=sequence, source='browser'))
+
+    def _from_camera(self, jpeg: bytes, stamp_ns: int) -> None:
+        # Decoded only for somebody who looks.
+        if not self._image_out.get_subscription_count():
+            return
+        try:
+            picture = decode_image(jpeg)
+        except PictureError as error:
+            self.report('camera', f"a picture of the page's camera cannot be used: {error}", WARN)
+            return
+        self.diagnostics.count('camera_pictures')
+        self._image_out.publish(self._image_writer.write(picture, stamp_ns))
 
     def _from_keyboard(self, text: str) -> None:
         self._text_out.publish(String(data=text))

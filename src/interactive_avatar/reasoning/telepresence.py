@@ -70,7 +70,9 @@ class Telepresence:
         self._clock = clock
         self._lock = threading.RLock()
         self._windows = Chunker(WINDOW_SAMPLES)
-        self._before = np.zeros(0, np.int16)
+        # What has come and has not been passed on.
+        self._kept = np.zeros(0, np.int16)
+        self._unrated_samples = 0
         self._open = 0
         self._turn_id = 0
         self._sequence = 0
@@ -113,25 +115,25 @@ class Telepresence:
             if not self._running:
                 return
             self._heard_s = self._clock()
-            passed: list[NDArray[np.int16]] = []
+            self._kept = np.concatenate([self._kept, samples])
+            self._unrated_samples = (self._unrated_samples + samples.size) % WINDOW_SAMPLES
             for window in self._windows.push(samples):
                 if self._activity(window) >= ONSET:
                     if not self._open:
                         self._begin()
-                        # The first sound of a word is often too soft to be rated as speech.
-                        passed.append(self._before)
                     self._open = HOLD_WINDOWS
                 elif self._open:
                     self._open -= 1
                     if not self._open:
-                        self._send(passed, last=True)
-                        passed = []
+                        self._send(last=True)
                         self._silent_at_s = self._clock() + self._playout_s
-                if self._open:
-                    passed.append(window)
-                self._before = window
-            if passed:
-                self._send(passed)
+            if self._open:
+                # At once: only whether the voice has begun or ended waits for whole windows.
+                self._send()
+            else:
+                # The first sound of a word is often too soft to be rated as speech, so the last
+                # window stays, with what has come of the next one.
+                self._kept = self._kept[-(WINDOW_SAMPLES + self._unrated_samples):]
 
     def on_text(self, text: str) -> None:
         """An action, typed or pressed; anything else is refused with a warning."""
@@ -202,13 +204,14 @@ class Telepresence:
     def _shut(self) -> None:
         if self._open:
             self._open = 0
-            self._send([], last=True)
+            self._send(last=True)
         self._windows.reset()
         self._activity.reset()
-        self._before = np.zeros(0, np.int16)
+        self._kept = np.zeros(0, np.int16)
+        self._unrated_samples = 0
 
-    def _send(self, blocks: list[NDArray[np.int16]], last: bool = False) -> None:
-        samples = np.concatenate(blocks) if blocks else np.zeros(0, np.int16)
+    def _send(self, last: bool = False) -> None:
+        samples, self._kept = self._kept, np.zeros(0, np.int16)
         self._on_speech(SpokenChunk(samples, self._turn_id, self._sequence, last))
         self._sequence += 1
 

@@ -7,8 +7,13 @@ microphone and typed text come in.
 
 from __future__ import annotations
 
-from interactive_avatar.web.protocol import ProtocolError, pack_media, unpack_microphone
+from interactive_avatar.web.protocol import (
+    ProtocolError,
+    pack_media,
+    unpack_camera,
+    unpack_microphone,
+)
 from interactive_avatar.web.server import DEFAULT_PORT, AvatarPage, PageError
 
 __all__ = ['DEFAULT_PORT', 'AvatarPage', 'PageError', 'ProtocolError', 'pack_media',
-           'unpack_microphone']
+           'unpack_camera', 'unpack_microphone']

@@ -8,6 +8,8 @@ together belong together; either may be absent.
 
 Binary, page to server: ``u8 kind=2``, three zero bytes, then int16 samples at 16 kHz, mono.
 
+Binary, page to server: ``u8 kind=3``, three zero bytes, then a JPEG picture of the user's camera.
+
 Text, both ways: JSON objects with a ``type``.
 """
 
@@ -24,11 +26,16 @@ from interactive_avatar.media.clock import FRAME_NS
 
 KIND_MEDIA = 1
 KIND_MICROPHONE = 2
+KIND_CAMERA = 3
 MEDIA_HEADER = struct.Struct('<BBHdI')
 FRAME_HEADER = struct.Struct('<If')
 MICROPHONE_HEADER_BYTES = 4
-# A page sends blocks of 40 ms; a second at once is more than any honest page has waiting.
+# A page sends blocks of 20 ms; a second at once is more than any honest page has waiting.
 MAX_MICROPHONE_BYTES = 32_000 + MICROPHONE_HEADER_BYTES
+# A page sends 320×240 pixels, about 15 kB.
+CAMERA_HEADER_BYTES = 4
+MAX_CAMERA_BYTES = 250_000 + CAMERA_HEADER_BYTES
+JPEG_START = b'\xff\xd8\xff'
 MAX_TEXT_CHARS = 1000
 
 
@@ -79,3 +86,19 @@ def unpack_microphone(data: bytes) -> NDArray[np.int16]:
         return samples_from_bytes(data[MICROPHONE_HEADER_BYTES:])
     except AudioFormatError as error:
         raise ProtocolError(str(error)) from error
+
+
+def unpack_camera(data: bytes) -> bytes:
+    """The JPEG picture of a page's camera message; that it can be decoded is not checked.
+
+    Raises:
+        ProtocolError: if the message is too long or holds no JPEG.
+    """
+    if len(data) > MAX_CAMERA_BYTES:
+        raise ProtocolError(f'camera message of {len(data)} bytes, at most {MAX_CAMERA_BYTES} are '
+                            f'accepted: send smaller pictures')
+    picture = data[CAMERA_HEADER_BYTES:]
+    if not picture.startswith(JPEG_START):
+        raise ProtocolError('the camera message holds no JPEG picture: reload the page, its '
+                            "version may differ from the server's")
+    return picture

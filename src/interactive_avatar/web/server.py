@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from interactive_avatar.media.clock import FRAME_NS, SAMPLE_RATE_HZ
 from interactive_avatar.web.protocol import (
-    MAX_MICROPHONE_BYTES,
+    KIND_CAMERA,
+    MAX_CAMERA_BYTES,
     MAX_TEXT_CHARS,
     ProtocolError,
     pack_media,
+    unpack_camera,
     unpack_microphone,
 )
 
@@ -39,6 +41,8 @@ HEARTBEAT_S = 20.0
 NS_PER_SAMPLE = 1_000_000_000 // SAMPLE_RATE_HZ
 # The network bunches blocks up; below this the count of samples is the better clock.
 MICROPHONE_JITTER_NS = 250_000_000
+# A page sends eight pictures a second; what comes faster is dropped.
+LEAST_PICTURE_GAP_NS = 50_000_000
 # The page loads nothing from elsewhere, and nothing else may load it.
 SECURITY_HEADERS = {
     'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:; "
@@ -93,6 +97,8 @@ class AvatarPage:
         on_audio: called with the microphone's samples (int16 [n], 16 kHz mono) and the stamp of
             the first, in ns since the epoch; from the server's thread, so it must be quick.
         on_text: called with each typed line, from the server's thread.
+        on_picture: called with each picture of the user's camera (JPEG, not yet decoded) and the
+            time it came, in ns since the epoch; from the server's thread.
         host: address to listen at. Browsers give the microphone to ``localhost`` and to https
             only, so another address serves pages without a microphone.
         allowed_hosts: further host names under which the page may be opened, such as this
@@ -106,7 +112,8 @@ class AvatarPage:
     def __init__(self, port: int = DEFAULT_PORT,
                  on_audio: Callable[[NDArray[np.int16], int], None] | None = None,
                  on_text: Callable[[str], None] | None = None,
-                 host: str = '127.0.0.1', allowed_hosts: Sequence[str] = ()) -> None:
+                 host: str = '127.0.0.1', allowed_hosts: Sequence[str] = (),
+                 on_picture: Callable[[bytes, int], None] | None = None) -> None:
         if not 0 <= port <= 65_535:
             raise PageError(f'port is {port}, need 1 to 65535, or 0 for any free one')
         self.port = port
@@ -115,6 +122,9 @@ class AvatarPage:
         self._allowed = {'localhost', '127.0.0.1', '[::1]', host, *allowed_hosts}
         self._on_audio = on_audio
         self._on_text = on_text
+        self._on_picture = on_picture
+        self._seen: _Client | None = None
+        self._seen_ns = 0
         self._clients: set[_Client] = set()
         self._speaker: _Client | None = None
         self._state = ''
@@ -350,7 +360,7 @@ class AvatarPage:
                                                   f'one')
         # Pictures are compressed already; deflate would only cost time.
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False,
-                                       max_msg_size=MAX_MICROPHONE_BYTES + 1024)
+                                       max_msg_size=MAX_CAMERA_BYTES + 1024)
         await socket.prepare(request)
         client = _Client(socket)
         with self._lock:
@@ -364,13 +374,18 @@ class AvatarPage:
         try:
             async for message in socket:
                 if message.type == WSMsgType.BINARY:
-                    self._hear(client, message.data)
+                    if message.data[:1] == bytes([KIND_CAMERA]):
+                        self._see(client, message.data)
+                    else:
+                        self._hear(client, message.data)
                 elif message.type == WSMsgType.TEXT:
                     self._read(client, message.data)
         finally:
             self._clients.discard(client)
             if self._speaker is client:
                 self._speaker = None
+            if self._seen is client:
+                self._seen = None
             sender.cancel()
         return socket
 
@@ -410,6 +425,23 @@ class AvatarPage:
         if self._on_audio is not None and samples.size:
             self._guarded(self._on_audio, samples, stamp_ns)
 
+    def _see(self, client: _Client, data: bytes) -> None:
+        try:
+            picture = unpack_camera(data)
+        except ProtocolError as error:
+            client.add_text(json.dumps({'type': 'notice', 'text': str(error)}))
+            return
+        if self._seen is not client:
+            # Two cameras at once would be a user who jumps to and fro: the newest has it.
+            if self._seen is not None:
+                self._seen.add_text(json.dumps({'type': 'camera', 'taken': True}))
+            self._seen = client
+        now_ns = time.time_ns()
+        if self._on_picture is None or now_ns - self._seen_ns < LEAST_PICTURE_GAP_NS:
+            return
+        self._seen_ns = now_ns
+        self._guarded(self._on_picture, picture, now_ns)
+
     def _read(self, client: _Client, data: str) -> None:
         try:
             message = json.loads(data)
@@ -428,6 +460,8 @@ class AvatarPage:
                 self._guarded(self._on_text, text)
         elif kind == 'microphone' and not message.get('on') and self._speaker is client:
             self._speaker = None
+        elif kind == 'camera' and not message.get('on') and self._seen is client:
+            self._seen = None
 
     def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
         try:

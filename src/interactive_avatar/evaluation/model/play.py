@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.generator.stream import AvatarStream
-from interactive_avatar.media.clock import CHUNK_SAMPLES
+from interactive_avatar.media.clock import CHUNK_MS, CHUNK_SAMPLES, FRAME_MS, FRAMES_PER_CHUNK
 from interactive_avatar.media.picture import fit_square
 from interactive_avatar.paths import resource
 
@@ -29,6 +29,7 @@ class Setup:
         seed: of the sampler.
         key_frames: policy of the long memory, of `generator.memory.KEY_FRAME_POLICIES`.
         levels: noise levels of the sampler; the model's own if empty.
+        lookahead_ms: speech waited for before a frame is drawn, see `AvatarStream.open`.
     """
 
     model: str = 'models/compact'
@@ -36,6 +37,7 @@ class Setup:
     seed: int = 0
     key_frames: str = 'dynamic'
     levels: tuple[float, ...] = ()
+    lookahead_ms: int = CHUNK_MS
 
     @property
     def name(self) -> str:
@@ -43,7 +45,8 @@ class Setup:
         parts = [self.model, self.backend if self.backend != 'onnx' else '',
                  f'key frames {self.key_frames}' if self.key_frames != 'dynamic' else '',
                  f'levels {", ".join(f"{level:g}" for level in self.levels)}'
-                 if self.levels else '']
+                 if self.levels else '',
+                 f'lookahead {self.lookahead_ms} ms' if self.lookahead_ms != CHUNK_MS else '']
         return '; '.join(part for part in parts if part)
 
 
@@ -77,14 +80,15 @@ class Player:
         """Short hash of the weights and the way they are run: names what was measured of them."""
         text = repr((sorted(self.files.sha256.items()), self.files.config.to_json(),
                      self.setup.backend, self.setup.seed, self.setup.key_frames,
-                     self.setup.levels))
+                     self.setup.levels, *([self.setup.lookahead_ms]
+                                          if self.setup.lookahead_ms != CHUNK_MS else [])))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def stream(self, reference: NDArray[np.uint8], prompt: str, seed: int = 0) -> AvatarStream:
         """A new stream of a person, uint8 [H, W, 3] RGB; `seed` is added to the setup's."""
         picture = fit_square(reference, self.files.config.autoencoder.picture_px)
         return AvatarStream(self.backend, picture, prompt, self._encode, self.setup.seed + seed,
-                            self.setup.key_frames)
+                            self.setup.key_frames, lookahead_ms=self.setup.lookahead_ms)
 
 
 def run(stream: Any, prompts: Sequence[str], audio: NDArray[np.int16] | None = None,
@@ -103,8 +107,12 @@ def run(stream: Any, prompts: Sequence[str], audio: NDArray[np.int16] | None = N
     Returns:
         uint8 [4 n, H, W, 3], in step with the prompts and the sound.
     """
+    late_frames = FRAMES_PER_CHUNK * int(stream.lookahead_chunks)
+    late_frames = getattr(stream, 'lookahead_ms', late_frames * FRAME_MS) // FRAME_MS
     if lookahead is None:
-        lookahead = 0 if audio is None else int(stream.lookahead_chunks)
+        lookahead = 0 if audio is None else -(-late_frames // FRAMES_PER_CHUNK)
+    else:
+        late_frames = FRAMES_PER_CHUNK * lookahead
     frames: list[NDArray[np.uint8]] = []
     for step in range(len(prompts) + lookahead):
         # The chunk that comes back belongs to an earlier step's sound, and so does its prompt.
@@ -115,7 +123,6 @@ def run(stream: Any, prompts: Sequence[str], audio: NDArray[np.int16] | None = N
         if audio is not None:
             part = audio[step * CHUNK_SAMPLES:(step + 1) * CHUNK_SAMPLES]
             samples = np.concatenate([part, SILENCE[part.size:]])
-        chunk = stream.step(samples)
-        if step >= lookahead:
-            frames.append(chunk.frames)
-    return np.concatenate(frames)
+        frames.append(stream.step(samples).frames)
+    start = late_frames if lookahead else 0
+    return np.concatenate(frames)[start:start + FRAMES_PER_CHUNK * len(prompts)]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -101,12 +101,15 @@ class ChunkJob:
             its steps, and last what the commit adds.
         text: the prompt.
         cache: the stream's past.
+        shown: if given, a backend that can calls it with the frames, uint8 [4, H, W, 3], as soon
+            as they are decoded: before the commit, which nobody has to wait for.
     """
 
     mel: NDArray[np.float32]
     noise: NDArray[np.float32]
     text: TextCache
     cache: Any
+    shown: Callable[[NDArray[np.uint8]], None] | None = None
 
 
 @dataclass(frozen=True)

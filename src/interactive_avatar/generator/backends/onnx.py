@@ -248,6 +248,8 @@ class OnnxBackend:
             latent=latent[None], previous=cache.previous, reference=cache.reference,
             last=cache.last, picture=cache.picture)['frames'][0].copy()
         marks.append(time.perf_counter())
+        if job.shown is not None:
+            job.shown(frames)
         out = commit.result() if commit else forward(noised, level)
         cache.push('adjacent', out['k'], out['v'])
         cache.previous[0], cache.last[0] = latent, frames[-1]

@@ -31,7 +31,7 @@ from interactive_avatar.generator.wan.memory import WanMemory
 from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.generator.wan.text import Umt5Text
 from interactive_avatar.generator.wan.vae import DecoderState, encode_picture, load_decoder
-from interactive_avatar.media.clock import CHUNK_SAMPLES, FRAMES_PER_CHUNK
+from interactive_avatar.media.clock import CHUNK_MS, CHUNK_SAMPLES, FRAMES_PER_CHUNK
 from interactive_avatar.media.picture import check_reference, fit_square
 
 MAX_PROMPTS = 8
@@ -88,10 +88,12 @@ class WanStream(AvatarStream):
     @classmethod
     def open(cls, model: Path | str = '', backend: str = 'torch',
              reference: NDArray[np.uint8] | str | None = None, prompt: str | None = None,
-             seed: int = 0, key_frames: str = 'dynamic', **options: Any) -> WanStream:
+             seed: int = 0, key_frames: str = 'dynamic', lookahead_ms: int = CHUNK_MS,
+             **options: Any) -> WanStream:
         """Open a wan model folder; see `AvatarStream.open`.
 
         Args:
+            lookahead_ms: only 160, the default, is taken.
             **options: of `backend.Options` (device, decode_device, precision, compiled, graphs),
                 and ``text_device``, where UMT5 runs (cpu).
 
@@ -99,6 +101,9 @@ class WanStream(AvatarStream):
             ModelError: if the model or the device cannot be used.
             ValueError: if the picture, identity name or prompt is unusable.
         """
+        if lookahead_ms != CHUNK_MS:
+            raise ValueError(f'the wan size cannot take lookahead_ms {lookahead_ms}: leave it at '
+                             f'{CHUNK_MS}')
         if backend != 'torch':
             raise ModelError(f"a wan model runs with backend 'torch', not {backend!r}: set the "
                              f'parameter backend')
@@ -131,9 +136,17 @@ class WanStream(AvatarStream):
         return cls(made, fit_square(picture, c.picture_px), prompt or stable_prompt(WorldState()),
                    text.encode, hear, seed, key_frames)
 
-    def step(self, speech: NDArray[np.int16]) -> Chunk:
+    def replace_silence(self, speech: NDArray[np.int16]) -> None:
+        """See `AvatarStream.replace_silence`; for blocks of one chunk."""
+        state = cast(_WanState, self._state)
+        if self.lookahead_chunks != 1 or state.heard[-CHUNK_SAMPLES:].any():
+            raise ValueError('there is no chunk of silence that waits to be shown')
+        state.heard = np.concatenate([state.heard[:-CHUNK_SAMPLES], speech])
+
+    def step(self, speech: NDArray[np.int16],
+             shown: Callable[[Chunk], None] | None = None) -> Chunk:
         """See `AvatarStream.step`; the frames belong to the speech of ``lookahead_chunks`` calls
-        before."""
+        before, and ``shown`` is not called."""
         if speech.dtype != np.int16 or speech.shape != (CHUNK_SAMPLES,):
             raise ValueError(f'step needs int16 [{CHUNK_SAMPLES}], got {speech.dtype} '
                              f'{list(speech.shape)}')

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Turns the microphone's sound, at whatever rate it comes, into 16 kHz int16 blocks of 40 ms.
+// Turns the microphone's sound, at whatever rate it comes, into 16 kHz int16 blocks of 20 ms.
 // Windowed-sinc resampling, so that what lies above 8 kHz does not fold back into the speech.
 
 const OUT_HZ = 16000;
-const BLOCK = 640;
+const BLOCK = 320;
 const CROSSINGS = 16;
 const PASS_SHARE = 0.9;
 // Phases of the kernel: positions are rounded to 1/256 sample, which is below the microphone's

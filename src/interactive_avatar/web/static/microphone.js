@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The user's microphone: 16 kHz mono blocks of 40 ms to whoever asked for them.
+// The user's microphone: 16 kHz mono blocks of 20 ms to whoever asked for them.
 
 const HELP = {
   NotAllowedError: 'The microphone is blocked for this page. Click the icon at the left of the '

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The page: connection, captions, state, microphone button and text box.
+// The page: connection, captions, state, buttons for microphone and camera, text box.
 
+import {Camera} from './camera.js';
 import {Microphone} from './microphone.js';
 import {Player} from './player.js';
 
 const KIND_MICROPHONE = 2;
+const KIND_CAMERA = 3;
 const RETRY_MS = [500, 1000, 2000, 4000];
 // What the network cannot take is dropped here, not saved up: late words help nobody.
 const MAX_UNSENT_BYTES = 64000;
@@ -16,6 +18,7 @@ const ACTIVITIES = ['idle', 'listening', 'thinking', 'speaking', 'gesturing'];
 const at = (id) => document.getElementById(id);
 const player = new Player(at('face'));
 const microphone = new Microphone();
+const camera = new Camera(at('self'));
 let socket = null;
 let retries = 0;
 let lastPictureMs = 0;
@@ -78,6 +81,12 @@ function read(message) {
       if (message.taken && microphone.on) {
         stopMicrophone();
         notice('Another page has taken over the microphone.');
+      }
+      return undefined;
+    case 'camera':
+      if (message.taken && camera.on) {
+        stopCamera();
+        notice('Another page has taken over the camera.');
       }
       return undefined;
     default: return undefined;
@@ -174,12 +183,16 @@ for (const kind of ['pointerdown', 'keydown']) {
   }, {capture: true});
 }
 
+function packed(kind, bytes) {
+  const message = new Uint8Array(4 + bytes.byteLength);
+  message[0] = kind;
+  message.set(bytes, 4);
+  return message;
+}
+
 microphone.onblock = (samples, peak) => {
   at('microphone').style.setProperty('--level', Math.min(1, peak * 2.5).toFixed(2));
-  const message = new Uint8Array(4 + samples.byteLength);
-  message[0] = KIND_MICROPHONE;
-  message.set(new Uint8Array(samples.buffer), 4);
-  send(message);
+  send(packed(KIND_MICROPHONE, new Uint8Array(samples.buffer)));
 };
 microphone.onend = (why) => {
   showMicrophone();
@@ -218,6 +231,40 @@ at('microphone').addEventListener('click', async () => {
     notice(error.message);
   }
   showMicrophone();
+});
+
+camera.onpicture = (jpeg) => send(packed(KIND_CAMERA, jpeg));
+camera.onend = (why) => {
+  showCamera();
+  notice(why);
+};
+
+function showCamera() {
+  const button = at('camera');
+  button.setAttribute('aria-pressed', String(camera.on));
+  button.setAttribute('aria-label', `Turn the camera ${camera.on ? 'off' : 'on'}`);
+  at('self').hidden = !camera.on;
+}
+
+function stopCamera() {
+  camera.stop();
+  send(JSON.stringify({type: 'camera', on: false}));
+  showCamera();
+}
+
+at('camera').addEventListener('click', async () => {
+  if (camera.on) {
+    stopCamera();
+    return;
+  }
+  try {
+    await camera.start();
+    notice('');
+  } catch (error) {
+    camera.stop();
+    notice(error.message);
+  }
+  showCamera();
 });
 
 function say(text) {
@@ -269,5 +316,5 @@ new ResizeObserver(() => { at('captions').scrollTop = at('captions').scrollHeigh
   .observe(at('captions'));
 
 // For tests and for the curious: the figures behind the page.
-window.avatar = {player, microphone};
+window.avatar = {player, microphone, camera};
 connect();
