@@ -61,7 +61,7 @@ class DistilOptions:
     sampler_weights: tuple[float, ...] = (0.7, 0.2, 0.1)
     dmd_weight: float = 1.0
     anchor_weight: float = 1.0
-    reader_weight: float = 1.0
+    reader_weight: float = 0.1
     reading_weight: float = 0.05
     mouth_head_weight: float = 0.1
     mouth_weight: float = 8.0
@@ -273,7 +273,7 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
                 with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
                     read = reader(x0[free].flatten(0, 1), own.reference.repeat_interleave(
                         options.chunks, 0)).float().unflatten(0, own.units.shape[:2])
-                lips = F.l1_loss(read, own.units)
+                lips = reader.loss(read, own.units)
                 loss = loss + options.reader_weight * lips
                 log |= {'lips': lips, 'jaw': correlation(read.detach()[..., 0],
                                                          own.units[..., 0])}

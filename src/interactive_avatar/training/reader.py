@@ -20,11 +20,18 @@ from interactive_avatar.training.common import Process, learning_rate
 from interactive_avatar.training.data import REFERENCES_PER_CLIP, Shard
 
 
+CELL_PX = 16
+LEAST_SPREAD = 0.02
+"""Units that hardly move in a shard are not read more finely than this."""
+
+
 class MouthReader(nn.Module):
     """Latents and reference [N, C, h, w] -> mouth units [N, 4, 16].
 
     Convolutions, then one learnt query that looks for the mouth.
     """
+
+    spread: Tensor
 
     def __init__(self, config: GeneratorConfig, width: int = 128, heads: int = 4) -> None:
         super().__init__()
@@ -38,8 +45,13 @@ class MouthReader(nn.Module):
         self.value = nn.Conv2d(width, width, 1)
         self.out = nn.Sequential(nn.Linear(width, width), nn.SiLU(),
                                  nn.Linear(width, FRAMES_PER_CHUNK * self.units))
+        self.register_buffer('spread', torch.ones(self.units))
 
     def forward(self, latents: Tensor, reference: Tensor) -> Tensor:
+        return self.read(latents, reference)[0]
+
+    def read(self, latents: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Units [N, 4, 16], and where they were looked for: shares [N, heads, h · w]."""
         x = self.stem(torch.cat([latents, reference], 1))
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             x = x + convolution(F.silu(norm(x)))
@@ -48,7 +60,12 @@ class MouthReader(nn.Module):
         value = self.value(x).flatten(2).unflatten(1, (self.heads, -1))
         seen = torch.einsum('bhcn,bhn->bhc', value, share).flatten(1)
         units: Tensor = self.out(seen)
-        return units.unflatten(1, (FRAMES_PER_CHUNK, self.units))
+        return units.unflatten(1, (FRAMES_PER_CHUNK, self.units)) * self.spread, share
+
+    def loss(self, read: Tensor, units: Tensor) -> Tensor:
+        """Mean squared error in units of each unit's spread over the shard: 1 is knowing
+        nothing."""
+        return ((read - units) / self.spread).square().mean()
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -58,21 +75,30 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def draw_readings(shard: Shard, count: int, clips: tuple[int, int]
-                  ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, references [N, C, h, w] and mouth units [N, 4, 16] of random chunks."""
+                  ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, references [N, C, h, w], mouth units [N, 4, 16] and the mouth's cell
+    [N, h · w] (shares that sum to 1) of random chunks."""
     assert shard.latents is not None and shard.references is not None
     clip = clips[0] + shard._random(clips[1] - clips[0], count)
     chunk = shard._random(shard.latents.shape[1], count)
     pick = shard._random(REFERENCES_PER_CLIP, count)
     step = torch.arange(FRAMES_PER_CHUNK, device=shard.device)
     units = shard.mouth[clip[:, None], chunk[:, None] * FRAMES_PER_CHUNK + step]
-    return shard.latents[clip, chunk].float(), shard.references[clip, pick].float(), units
+    mouth = shard.chunk_marks(clip, chunk, 1)[:, 0, 0] / CELL_PX
+    axis = torch.arange(shard.latents.shape[-1], device=shard.device) + 0.5
+    away = ((axis - mouth[:, :1]).square()[:, None, :]
+            + (axis - mouth[:, 1:]).square()[:, :, None]).flatten(1)
+    return (shard.latents[clip, chunk].float(), shard.references[clip, pick].float(), units,
+            (-away / 2.0).softmax(-1))
 
 
 def train_reader(config: GeneratorConfig, shard: Shard, process: Process, seconds: float,
-                 steps: int = 0, batch: int = 256, peak_rate: float = 2e-3,
-                 noise: float = 0.3) -> tuple[MouthReader, float]:
+                 steps: int = 0, batch: int = 256, peak_rate: float = 1e-3,
+                 noise: float = 0.3, place_weight: float = 0.1) -> tuple[MouthReader, float]:
     """Train a reader on true latents, for some time or a number of steps.
+
+    It is also told where the mouth is: left to find that out by itself, it settles for the mean
+    of all cells and reads nothing.
 
     Returns:
         the frozen reader, and the correlation of jaw opening that it reads on the last tenth of
@@ -83,6 +109,7 @@ def train_reader(config: GeneratorConfig, shard: Shard, process: Process, second
     count = len(shard.latents)
     held = min(count - 1, max(1, count // 10))
     reader = MouthReader(config).to(device)
+    reader.spread.copy_(shard.mouth.flatten(0, 1).std(0).clamp_min(LEAST_SPREAD))
     process.share_weights(reader)
     optimiser = torch.optim.AdamW(reader.parameters(), lr=peak_rate, weight_decay=1e-2,
                                   fused=cuda)
@@ -90,11 +117,12 @@ def train_reader(config: GeneratorConfig, shard: Shard, process: Process, second
     while progress < 1.0:
         for group in optimiser.param_groups:
             group['lr'] = learning_rate(progress, peak_rate)
-        latents, reference, units = draw_readings(shard, batch, (0, count - held))
+        latents, reference, units, place = draw_readings(shard, batch, (0, count - held))
         level = noise * torch.rand(batch, 1, 1, 1, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            read = reader(latents + level * torch.randn_like(latents), reference)
-        loss = F.l1_loss(read.float(), units)
+            read, share = reader.read(latents + level * torch.randn_like(latents), reference)
+        looked = -(place[:, None] * share.float().clamp_min(1e-6).log()).sum(-1).mean()
+        loss = reader.loss(read.float(), units) + place_weight * looked
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         process.mean_gradients(reader.parameters())
@@ -105,6 +133,6 @@ def train_reader(config: GeneratorConfig, shard: Shard, process: Process, second
                                      else (time.monotonic() - start) / max(seconds, 1e-9))
     reader.requires_grad_(False).eval()
     with torch.no_grad():
-        latents, reference, units = draw_readings(shard, 1024, (count - held, count))
+        latents, reference, units, _ = draw_readings(shard, 1024, (count - held, count))
         jaw = float(correlation(reader(latents, reference)[..., 0], units[..., 0]))
     return reader, jaw
