@@ -37,7 +37,11 @@ ENCODED = ('mouth', 'probe_units', 'mel', 'prompt_ids', 'in_view', 'marks', 'lat
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """What is rendered: clips of equal length, seeds from ``first_seed`` on."""
+    """What is rendered: clips of equal length, seeds from ``first_seed`` on.
+
+    With ``recombine`` the people are not the baked ones but a population put together anew from
+    them (`People.recombined`): 198 faces are learnt by heart within minutes.
+    """
 
     clips: int = 150
     seconds: int = 40
@@ -45,6 +49,7 @@ class ShardOptions:
     split: str = 'train'
     processes: int = 12
     render_seconds: float = 150.0
+    recombine: bool = True
 
 
 class Prompts:
@@ -154,7 +159,10 @@ class Shard:
         shard = cls(performances, device, config, options.first_seed)
         start = time.monotonic()
         side = config.autoencoder.picture_px
-        renderer = Renderer(people, size=side, device_index=device_index)
+        population = People(people)
+        if options.recombine:
+            population = population.recombined(options.first_seed)
+        renderer = Renderer(population, size=side, device_index=device_index)
         shard.frames = torch.empty((len(performances), shard.length, side, side, 3),
                                    dtype=torch.uint8, device=device)
         marks = np.empty((len(performances), shard.length, 3, 2), np.float32)

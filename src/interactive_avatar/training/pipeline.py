@@ -116,6 +116,11 @@ def main(argv: list[str] | None = None) -> int:
                                misfits=args.stage in STAGES)
     elif (args.state / WEIGHTS).is_file():
         generator.load(args.state / WEIGHTS)
+    if args.stage != 'autoencoder' and any(
+            name.startswith(('autoencoder.encoder.', 'autoencoder.latent_')) for name in fresh) \
+            and not (args.state / 'latents0.pt').is_file():
+        raise ValueError(f'{str(args.weights)!r} lacks the encoder or the scale of its latents, '
+                         f'which clips are encoded with: give whole weights with --weights')
     generator.to(process.device)
     shard = prepare_shard(args, config, generator, process, say)
     if args.seconds <= 0 and not args.steps:

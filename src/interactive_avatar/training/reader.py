@@ -19,7 +19,6 @@ from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Process, learning_rate
 from interactive_avatar.training.data import REFERENCES_PER_CLIP, Shard
 
-
 CELL_PX = 16
 LEAST_SPREAD = 0.02
 """Units that hardly move in a shard are not read more finely than this."""

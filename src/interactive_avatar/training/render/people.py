@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from dataclasses import dataclass
@@ -14,6 +15,14 @@ import numpy as np
 FORMAT = 1
 POSITION_STEPS_PER_DM = 8000.0
 HELD_OUT_EVERY = 10
+PART_ORDER = ('body', 'eyes', 'teeth', 'tongue', 'hair', 'brows', 'lashes', 'clothes', 'glasses',
+              'lenses', 'hat')
+"""The first word of parts' names, in the order in which an identity lists them."""
+
+
+def _between(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    """The blend that has ``share`` of b."""
+    return a + share * (b - a)
 
 
 def is_held_out(identity: int) -> bool:
@@ -143,6 +152,55 @@ class People:
             return np.einsum('gk,gkc->gc', mesh.weights, base[mesh.refs]) + mesh.offsets
         at = self.identities[identity]['rigid'][part]
         return self._rigid[at:at + mesh.vertices].astype(np.float32) / POSITION_STEPS_PER_DM
+
+    def recombined(self, seed: int) -> People:
+        """A new population with the same split: every person who is trained on becomes another.
+
+        A face is a blend of two with the same glasses and hat; skin, hair, clothes, light and room
+        come from others of the same sex. Held-out people stay as they are, and nothing of theirs
+        is given away.
+
+        Args:
+            seed: the same gives the same people.
+        """
+        rng = np.random.default_rng(seed)
+        other = copy.copy(self)
+        other.neutral = self.neutral.copy()
+        other.identities = copy.deepcopy(self.identities)
+        trained = self.split(held_out=False)
+        rigid, end = [self._rigid], len(self._rigid)
+        for index in trained:
+            own = self.identities[index]
+            same_sex = [i for i in trained
+                        if (self.identities[i]['female'] > 0.5) == (own['female'] > 0.5)]
+            alike = [i for i in same_sex
+                     if self.identities[i]['rigid'].keys() == own['rigid'].keys()]
+            who = other.identities[index]
+            partner = int(rng.choice(alike))
+            share = float(rng.random())
+            mate = self.identities[partner]
+            other.neutral[index] = np.rint(_between(
+                self.neutral[index].astype(np.float32), self.neutral[partner].astype(np.float32),
+                share)).astype(np.int16)
+            for name in ('pivot', 'hat_plane', 'blink'):
+                blended = _between(np.array(own[name]), np.array(mate[name]), share)
+                who[name] = blended.tolist()
+            for part, at in own['rigid'].items():
+                count, there = self.parts[part].vertices, mate['rigid'][part]
+                rigid.append(np.rint(_between(
+                    self._rigid[at:at + count].astype(np.float32),
+                    self._rigid[there:there + count].astype(np.float32), share)).astype(np.int16))
+                who['rigid'][part], end = end, end + count
+            donors = {kind: self.identities[int(rng.choice(same_sex))]
+                      for kind in ('body', 'eyes', 'hair', 'clothes')}
+            donors['brows'] = donors['hair']  # of the hair's colour
+            who['parts'] = [dict(row) for kind in PART_ORDER
+                            for row in donors.get(kind, own)['parts']
+                            if row['part'].split('/')[0] == kind]
+            room = self.identities[int(rng.choice(trained))]
+            who['light'], who['background'] = copy.deepcopy(room['light']), room['background']
+        other._rigid = np.concatenate(rigid)
+        return other
 
     def picture(self, index: int) -> np.ndarray:
         """Decode a picture: textures first, then backgrounds. uint8 [h, w, 4] or [h, w, 3]."""
