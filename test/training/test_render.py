@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -102,6 +103,27 @@ def test_every_tenth_person_is_held_out(people_file: Path) -> None:
     assert [i for i in range(40) if is_held_out(i)] == [9, 19, 29, 39]
     people = People(people_file)
     assert people.split(held_out=False) == [0, 1] and people.split(held_out=True) == []
+
+
+def test_a_population_put_together_anew_keeps_who_is_held_out(people_file: Path) -> None:
+    people = People(people_file)
+    people.identities = [dict(copy.deepcopy(people.identities[number % 2]), female=0.2)
+                         for number in range(20)]
+    people.neutral = np.arange(20, dtype=np.int16)[:, None, None] * 100 + people.neutral[:1]
+    other, again = people.recombined(3), people.recombined(3)
+    for held in (9, 19):
+        assert other.identities[held] == people.identities[held]
+        np.testing.assert_array_equal(other.neutral[held], people.neutral[held])
+    np.testing.assert_array_equal(other.neutral, again.neutral)
+    assert other.identities == again.identities
+    moved = np.abs(other.neutral.astype(int) - people.neutral).max((1, 2)) > 0
+    assert moved.sum() > 10 and (people.recombined(4).neutral != other.neutral).any()
+    textures = [who['parts'][0]['texture'] for who in other.identities]
+    assert textures != [who['parts'][0]['texture'] for who in people.identities]
+    for number, who in enumerate(other.identities):
+        assert [row['part'] for row in who['parts']] == ['body', 'hat/test']
+        place = other.place(number, 'hat/test', other.base(number))
+        np.testing.assert_allclose(place, people.place(0, 'hat/test', people.base(0)), atol=2e-4)
 
 
 def test_missing_file_names_the_command(tmp_path: Path) -> None:

@@ -27,7 +27,12 @@ from interactive_avatar.training.distil import (
     train_distil,
 )
 from interactive_avatar.training.memory import MemoryOptions, draw_retrieval, train_memory
-from interactive_avatar.training.reader import MouthReader
+from interactive_avatar.training.reader import (
+    MouthReader,
+    correlation,
+    draw_readings,
+    train_reader,
+)
 from interactive_avatar.training.stage import Run
 from interactive_avatar.training.student import StudentOptions, euler_levels, train_student
 from interactive_avatar.training.teacher import (
@@ -237,6 +242,24 @@ def test_the_reader_finds_a_mouth_anywhere() -> None:
     a = TINY.autoencoder
     latents = torch.randn(3, a.latent_channels, a.latent_px, a.latent_px)
     assert reader(latents, latents).shape == (3, 4, TINY.audio.mouth_units)
+
+
+def test_the_reader_learns_where_mouths_are_and_what_they_do() -> None:
+    # Units stand in the latent under the mouth, and nowhere else.
+    made = shard(clips=6)
+    assert made.latents is not None and made.marks is not None
+    made.marks = made.marks.mean((1, 2), keepdim=True).expand_as(made.marks).contiguous()
+    made.latents = 0.1 * torch.randn_like(made.latents.float())
+    for clip, (x, y) in enumerate((made.marks[:, 0, 0] / 16).long().tolist()):
+        made.latents[clip, :, 0, y, x] = made.mouth[clip, ::4, 0]
+        made.mouth[clip, :, 0] = made.mouth[clip, ::4, 0].repeat_interleave(4)
+    reader, _ = train_reader(TINY, made, ALONE, 0.0, steps=60, batch=32, noise=0.0)
+    latents, reference, units, place = draw_readings(made, 128, (0, 5))
+    torch.testing.assert_close(place.sum(1), torch.ones(128))
+    read, share = reader.read(latents, reference)
+    assert correlation(read[..., 0], units[..., 0]) > 0.5
+    # Looking everywhere alike would give one in the number of cells.
+    assert (share.mean(1) * place).sum(1).mean() > 2.0 / place.shape[1]
 
 
 TWO = """
