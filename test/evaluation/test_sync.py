@@ -127,6 +127,22 @@ def test_broken_weights_are_named(tmp_path: Path) -> None:
         sync.SyncScorer(tensors)
 
 
+def test_the_check_prints_its_figures_and_draws(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        ) -> None:
+    for item in bench_lips.load_set(bench_lips.SHIPPED_SET, 2):
+        item.save(tmp_path)
+    bench = tmp_path / 'lips.json'
+    bench.write_text(json.dumps({'generated': {'in_domain_sync_distances': [1.0] * 31}}))
+    monkeypatch.setattr('sys.argv', ['sync', '--source', str(tmp_path), '--plot',
+                                     str(tmp_path / 'plot.png'), '--bench', str(bench)])
+    sync.main()
+    printed = capsys.readouterr().out
+    assert 'offset 0 in 2 of 2' in printed
+    assert '62 of 62 shifts found exactly' in printed
+    assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
 def test_a_session_is_laid_out_by_its_stamps() -> None:
     """Sound that starts 3 frames after the pictures belongs to pictures that are early by 3; a
     chunk that never came is silence, a picture that never came no face."""

@@ -26,6 +26,7 @@ from interactive_avatar.media.mel import MEL_BANDS, log_mel
 
 WEIGHTS: Final = Path(__file__).with_name('sync.safetensors')
 WINDOW_FRAMES: Final = 11
+STRETCH_FRAMES: Final = 25
 MARGIN: Final = WINDOW_FRAMES // 2
 EMBEDDING: Final = 64
 # The lip gap's range over a clip goes to 0 to 1; percentiles, since single frames are misjudged.
@@ -234,6 +235,20 @@ def shipped() -> SyncScorer:
     return SyncScorer.load()
 
 
+def draw(curves: Mapping[str, NDArray[np.float64]], path: Path) -> None:
+    """Draw distances float64 [2 m + 1] over the shifts, by name, into a picture."""
+    from interactive_avatar.evaluation.plots import axes_of
+
+    figure, (axes,) = axes_of(1, 2.6)
+    for name, distances in curves.items():
+        most = distances.size // 2
+        axes.plot(np.arange(-most, most + 1) * 1000.0 / FRAME_RATE_HZ, distances, marker='.',
+                  label=name)
+    axes.set(xlabel='picture later than sound by (ms)', ylabel='distance of sound\nand lips')
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=90)
+
+
 def main() -> None:
     """Check the scorer on the true pictures of a held-out set: in sync, with another performance's
     sound, and with the sound early by some frames."""
@@ -242,7 +257,11 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument('--source', type=Path, default=SHIPPED_SET, help='a held-out set')
-    items = load_set(parser.parse_args().source)
+    parser.add_argument('--plot', type=Path, help='picture of the distances to write')
+    parser.add_argument('--bench', type=Path,
+                        help='lips.json of `avatar bench lips`, whose pictures go into the plot')
+    options = parser.parse_args()
+    items = load_set(options.source)
     gaps = [item.true_gap[:item.frames].astype(np.float64) for item in items]
     fit, other, each = sync_fits(items, gaps)
     spread = [one.confidence for one in each]
@@ -254,6 +273,23 @@ def main() -> None:
     most = metrics.MAX_SYNC_OFFSET_FRAMES
     found = sum(round(one.offset_ms * FRAME_RATE_HZ / 1000.0) == shift
                 for shift in range(-most, most + 1) for one in sync_fits(items, gaps, shift)[2])
+    if options.plot is not None:
+        curves = {'true pictures': fit.distances, "another's sound": other.distances}
+        if options.bench is not None:
+            drawn = json.loads(options.bench.read_text(encoding='utf-8'))['generated']
+            curves['generated'] = np.array(drawn['in_domain_sync_distances'])
+        draw(curves, options.plot)
+    scorer, right = shipped(), []
+    for item, gap in zip(items, gaps, strict=True):
+        mouth = scorer.mouth(gap, item.speaking()[:gap.size])
+        sound = scorer.sound(item.audio[:gap.size * SAMPLES_PER_FRAME])
+        for first in range(most, gap.size - most - STRETCH_FRAMES + 1, STRETCH_FRAMES):
+            part = slice(first - most, first + STRETCH_FRAMES + most)
+            short = metrics.in_domain_sync(mouth[part], sound[part])
+            if short.frames == STRETCH_FRAMES:
+                right.append(short.offset_ms == 0)
+    print(f'Stretches of {STRETCH_FRAMES} frames of speech: offset 0 in {sum(right)} of '
+          f'{len(right)}.')
     print(f'Sound shifted by -{most} to {most} frames: {found} of {(2 * most + 1) * len(items)} '
           f'shifts found exactly.')
 
