@@ -191,3 +191,6 @@ def test_the_shipped_set_is_held_out_and_the_judge_agrees_with_the_truth() -> No
     assert ceiling['correlation'] > 0.9
     assert ceiling['lag_ms'] == 0.0
     assert ceiling['motion_in_silence'] < bench_lips.AIM_SILENCE_SHARE
+    assert ceiling['in_domain_sync_offset_ms_of_each'] == [0.0] * len(items)
+    assert min(ceiling['in_domain_sync_confidence_of_each']) > 0.3
+    assert ceiling['in_domain_sync_confidence_other_sound'] < 0.1

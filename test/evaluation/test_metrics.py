@@ -50,6 +50,37 @@ def test_lip_fit_refuses_short_series() -> None:
         metrics.lip_fit(np.zeros(20), np.zeros(20))
 
 
+def test_in_domain_sync_by_hand() -> None:
+    """Mouths on a line, at the place of the sound one frame before: distance 0 at +1; mouths of
+    0, 1, 0, 1 … against sounds of the same are 1 apart at odd shifts and 0 at even ones."""
+    places = np.random.default_rng(5).normal(size=(40, 1))
+    fit = metrics.in_domain_sync(np.roll(places, 1, axis=0), places, max_offset_frames=2)
+    assert fit.offset_ms == 40.0
+    assert fit.distance == 0.0
+    assert fit.confidence == pytest.approx(np.median(fit.distances))
+    assert fit.frames == 36
+    blink = (np.arange(40.0) % 2)[:, None]
+    fit = metrics.in_domain_sync(blink, blink, max_offset_frames=3)
+    assert fit.distances.tolist() == [1, 0, 1, 0, 1, 0, 1]
+    # The least of equal shifts is taken; the median of four ones and three zeros is 1.
+    assert (fit.offset_ms, fit.distance, fit.confidence) == (0.0, 0.0, 1.0)
+
+
+def test_in_domain_sync_leaves_out_what_is_unknown_at_any_shift() -> None:
+    blink = np.tile([[0.0], [1.0]], (20, 1))
+    mouth, sound = blink.copy(), blink.copy()
+    mouth[10] = np.nan
+    sound[20] = np.nan
+    # Of 34 frames, 10 has no mouth and 17 to 23 hear frame 20 at some shift.
+    assert metrics.in_domain_sync(mouth, sound, 3).frames == 34 - 1 - 7
+    nothing = metrics.in_domain_sync(mouth[:12], sound[:12], 3)
+    assert np.isnan(nothing.confidence)
+    # Six frames have three on either side, two too few.
+    assert nothing.frames == 6
+    with pytest.raises(ValueError, match=r'need \[n, d\] for both'):
+        metrics.in_domain_sync(mouth, sound[1:])
+
+
 def test_motion_ratio_by_hand() -> None:
     values = [0.0, 2.0, 0.0, 2.0, 2.0, 2.5, 3.0]
     speaking = [True, True, True, True, False, False, False]

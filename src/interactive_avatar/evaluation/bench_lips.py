@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from interactive_avatar.evaluation import judges, metrics
+from interactive_avatar.evaluation import judges, metrics, sync
 from interactive_avatar.evaluation.model import frechet
 from interactive_avatar.evaluation.model.play import Player, Setup
 from interactive_avatar.evaluation.model.play import run as run_script
@@ -244,8 +244,34 @@ def pooled(series: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
+def sync_fits(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]], shift: int = 0
+              ) -> tuple[metrics.SyncFit, metrics.SyncFit, list[metrics.SyncFit]]:
+    """In-domain sync of measured lip gaps with the sound, over frames with speech.
+
+    Args:
+        items: the performances.
+        gaps: float64 [n] each, lip gap by the judge, NaN without a face.
+        shift: frames by which the sound comes early (what passes the end comes in at the start),
+            so that pictures in sync are late by as much.
+
+    Returns:
+        The fit over all; over all with the sound of the next performance (NaN if there is but
+        one); the fit of each.
+    """
+    scorer = sync.shipped()
+    clips = [(gap, np.roll(item.audio[:gap.size * SAMPLES_PER_FRAME], -shift * SAMPLES_PER_FRAME),
+              item.speaking()[:gap.size]) for item, gap in zip(items, gaps, strict=True)]
+    others = []
+    for index, (gap, _, speaking) in enumerate(clips):
+        sound = clips[(index + 1) % len(clips)][1]
+        size = min(gap.size, sound.size // SAMPLES_PER_FRAME)
+        if len(clips) > 1:
+            others.append((gap[:size], sound[:size * SAMPLES_PER_FRAME], speaking[:size]))
+    return scorer.measure(clips), scorer.measure(others), [scorer.measure([one]) for one in clips]
+
+
 def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
-    """Fit of measured lip gaps to the truth, and motion of the mouth in silence.
+    """Fit of measured lip gaps to the truth and to the sound, and motion of the mouth in silence.
 
     Args:
         items: the performances.
@@ -261,12 +287,20 @@ def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> 
         pooled(truth))
     ratios = [metrics.motion_ratio(gap, on) for gap, on in zip(gaps, speaking, strict=True)]
     known = [ratio for ratio in ratios if np.isfinite(ratio)]
+    heard, other, heard_each = sync_fits(items, gaps)
     return {'correlation': whole.correlation, 'correlation_at_zero': whole.correlation_at_zero,
             'lag_ms': whole.lag_ms, 'correlation_in_speech': spoken.correlation,
             'correlation_of_each': [fit.correlation for fit in fits],
             'lag_ms_of_each': [fit.lag_ms for fit in fits],
             'motion_in_silence': float(np.mean(known)) if known else float('nan'),
             'frames': whole.frames,
+            'in_domain_sync_confidence': heard.confidence,
+            'in_domain_sync_distance': heard.distance,
+            'in_domain_sync_offset_ms': heard.offset_ms,
+            'in_domain_sync_confidence_other_sound': other.confidence,
+            'in_domain_sync_confidence_of_each': [fit.confidence for fit in heard_each],
+            'in_domain_sync_offset_ms_of_each': [fit.offset_ms for fit in heard_each],
+            'in_domain_sync_distances': heard.distances.tolist(),
             'frames_with_face': float(np.mean([np.isfinite(gap).mean() for gap in gaps]))}
 
 
@@ -343,6 +377,12 @@ def _print(result: dict[str, Any]) -> None:
                             ('lag_ms', 'lag (ms, + is late)', f'±{AIM_LAG_MS:.0f}'),
                             ('motion_in_silence', 'motion in silence / in speech',
                              f'< {AIM_SILENCE_SHARE}'),
+                            ('in_domain_sync_confidence', 'in-domain sync: confidence', ''),
+                            ('in_domain_sync_confidence_other_sound',
+                             "the same with another performance's sound", '0'),
+                            ('in_domain_sync_distance', 'in-domain sync: distance', ''),
+                            ('in_domain_sync_offset_ms',
+                             'in-domain sync: offset (ms, + is a late picture)', ''),
                             ('frames_with_face', 'frames with a face', '')):
         rows.append([label, number(float(result['generated'][key])),
                      number(float(result['true_pictures'][key])), aim])

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from interactive_avatar.media.clock import CHUNK_NS, FRAME_NS, FRAME_RATE_HZ, FRAMES_PER_CHUNK
 
 MAX_LAG_FRAMES = 10
+MAX_SYNC_OFFSET_FRAMES = 15
 # Fewer common frames than this say nothing about a correlation.
 MIN_COMMON_FRAMES = 8
 NS_PER_S = 1_000_000_000
@@ -118,6 +119,64 @@ def lip_fit(measured: ArrayLike, true: ArrayLike, max_lag_frames: int = MAX_LAG_
             common = int((np.isfinite(late) & np.isfinite(early)).sum())
             best = LipFit(value, best.correlation_at_zero, 1000.0 * lag / frame_rate_hz, common)
     return best
+
+
+@dataclass(frozen=True)
+class SyncFit:
+    """How well mouths and sounds belong together, by a scorer that places both in one space.
+
+    Attributes:
+        offset_ms: shift of the least distance; positive if the picture is late.
+        distance: D, the mean distance at that shift.
+        confidence: C, the median of the mean distances over all shifts less D.
+        distances: float64 [2 m + 1], mean distance at each shift from -m to m frames.
+        frames: frames that each mean is taken over.
+    """
+
+    offset_ms: float
+    distance: float
+    confidence: float
+    distances: NDArray[np.float64]
+    frames: int
+
+
+def in_domain_sync(mouth: ArrayLike, sound: ArrayLike,
+                   max_offset_frames: int = MAX_SYNC_OFFSET_FRAMES,
+                   frame_rate_hz: float = FRAME_RATE_HZ) -> SyncFit:
+    """Distance and confidence of sync over a range of shifts, for embeddings of any scorer.
+
+    Source: J. S. Chung and A. Zisserman, Out of time: automated lip sync in the wild, 2016: D is
+    the least mean Euclidean distance over the shifts, C the median less the least. The formulas
+    are theirs; the scorer (`sync`) is not, so neither are the figures.
+
+    Args:
+        mouth: [n, d] place of each frame's mouth, rows of NaN where it is unknown.
+        sound: [n, d] place of each frame's sound, likewise.
+        max_offset_frames: m, shifts tried on either side, in frames.
+        frame_rate_hz: frames per second.
+
+    Returns:
+        The fit over the frames known at every shift, so that all means are over the same mouths;
+        NaN with fewer than `MIN_COMMON_FRAMES` of them.
+
+    Raises:
+        ValueError: if the shapes differ or are not [n, d].
+    """
+    lips, voice = np.asarray(mouth, np.float64), np.asarray(sound, np.float64)
+    if lips.ndim != 2 or lips.shape != voice.shape:
+        raise ValueError(f'mouths {lips.shape} and sounds {voice.shape}: need [n, d] for both')
+    shifts = np.arange(-max_offset_frames, max_offset_frames + 1)
+    places = np.arange(max_offset_frames, len(lips) - max_offset_frames)
+    # A picture that is late by k frames shows at f what was heard at f - k.
+    each = np.array([np.linalg.norm(lips[places] - voice[places - k], axis=1) for k in shifts])
+    each = each[:, np.isfinite(each).all(axis=0)]
+    if each.shape[1] < MIN_COMMON_FRAMES:
+        nan = float('nan')
+        return SyncFit(nan, nan, nan, np.full(shifts.size, nan), each.shape[1])
+    means = each.mean(axis=1)
+    best = min(range(shifts.size), key=lambda k: (round(means[k], 9), abs(shifts[k])))
+    return SyncFit(1000.0 * int(shifts[best]) / frame_rate_hz, float(means[best]),
+                   float(np.median(means) - means[best]), means, each.shape[1])
 
 
 def motion_ratio(values: ArrayLike, speaking: ArrayLike) -> float:

@@ -154,7 +154,8 @@ def _stage_parts(result: dict[str, Any]) -> list[str]:
 
 def judge_rows(figures: dict[str, Any]) -> list[list[str]]:
     """Rows about what the judges saw."""
-    return [[key.replace('_', ' '), number(value, '', 3)] for key, value in figures.items()]
+    return [[key.replace('in_domain', 'in-domain').replace('_', ' '), number(value, '', 3)]
+            for key, value in figures.items()]
 
 
 def system_rows(result: dict[str, Any]) -> list[list[str]]:

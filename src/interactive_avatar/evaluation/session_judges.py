@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.evaluation import judges, metrics
+from interactive_avatar.evaluation import judges, metrics, sync
 from interactive_avatar.evaluation.bag import NS_PER_S, Recording
 from interactive_avatar.evaluation.session import (
     Analysis,
@@ -17,7 +17,12 @@ from interactive_avatar.evaluation.session import (
     resting_mask,
     speaking_mask,
 )
-from interactive_avatar.media.clock import FRAME_NS
+from interactive_avatar.media.clock import (
+    FRAME_MS,
+    FRAME_NS,
+    SAMPLE_RATE_HZ,
+    SAMPLES_PER_FRAME,
+)
 
 IDENTITY_PERIOD_S = 1.0
 Series = NDArray[np.float64]
@@ -73,13 +78,48 @@ def _lips(recording: Recording, stamps: NDArray[np.int64], gap: Series, opening:
     return figures
 
 
+def sync_fit(recording: Recording, stamps_ns: NDArray[np.int64], gap: Series
+             ) -> metrics.SyncFit | None:
+    """In-domain sync of the avatar's lips with its sound, over frames with speech.
+
+    Lips and sound are laid out by their stamps; where no sound came there is silence, and where
+    no picture came no face.
+
+    Args:
+        recording: the session.
+        stamps_ns: int64 [n], stamps of the pictures, sorted.
+        gap: float64 [n], lip gap of each, NaN without a face.
+
+    Returns:
+        The fit, its offset positive if the picture is late; None without sound, without speech,
+        or with too few frames that show a face.
+    """
+    if not recording.audio or not stamps_ns.size:
+        return None
+    frame = np.rint((stamps_ns - stamps_ns[0]) / FRAME_NS).astype(np.int64)
+    count = max(int(frame[-1]) + 1, sync.WINDOW_FRAMES)
+    lips = np.full(count, np.nan)
+    lips[frame] = gap
+    sound = np.zeros(count * SAMPLES_PER_FRAME, np.int16)
+    for piece in recording.audio:
+        at = round((piece.stamp_ns - int(stamps_ns[0])) * SAMPLE_RATE_HZ / NS_PER_S)
+        first, last = max(at, 0), min(at + piece.samples.size, sound.size)
+        if first < last:
+            sound[first:last] = piece.samples[first - at:last - at]
+    speaking = speaking_mask(recording,
+                             stamps_ns[0] + FRAME_NS * np.arange(count, dtype=np.int64))
+    fit = sync.shipped().measure([(lips, sound, speaking)])
+    return fit if np.isfinite(fit.confidence) else None
+
+
 def judge_session(analysis: Analysis, say: Callable[[str], None] = lambda _: None
                   ) -> dict[str, Any]:
     """Ask the judges about a session.
 
     Args:
         analysis: of a session with pictures; its ``series`` gets ``lip_gap`` and ``eye_opening``
-            [pictures], ``identity_s`` and ``identity_distance`` [seconds].
+            [pictures], ``sync_offset_ms`` and ``sync_distance`` [shifts] of in-domain sync,
+            ``identity_s`` and ``identity_distance`` [seconds].
         say: called with each line of progress.
 
     Returns:
@@ -101,6 +141,17 @@ def judge_session(analysis: Analysis, say: Callable[[str], None] = lambda _: Non
             track = mesh.track(picture.decode() for picture in pictures)
         analysis.series |= {'lip_gap': track.lip_gap, 'eye_opening': track.eye_opening}
         result |= _lips(recording, stamps, track.lip_gap, track.eye_opening)
+        fit = sync_fit(recording, stamps, track.lip_gap)
+        nan = float('nan')
+        result |= {'in_domain_sync_confidence': fit.confidence if fit else nan,
+                   'in_domain_sync_distance': fit.distance if fit else nan,
+                   'in_domain_sync_offset_ms': fit.offset_ms if fit else nan}
+        if fit is None:
+            say('in-domain sync is left out: no speech with a face in view')
+        else:
+            most = metrics.MAX_SYNC_OFFSET_FRAMES
+            analysis.series |= {'sync_offset_ms': FRAME_MS * np.arange(-most, most + 1.0),
+                                'sync_distance': fit.distances}
     except judges.JudgeMissing as error:
         missing.append(str(error))
     try:
