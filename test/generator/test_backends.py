@@ -206,3 +206,19 @@ def test_a_wrong_input_is_named(model: Path) -> None:
     wrong: Any = {'mel': np.zeros((1, TINY.audio.window_mels, TINY.audio.mel_bands))}
     with pytest.raises(ValueError, match='float64'):
         onnx.run_graph('encode_audio', wrong)
+
+
+def test_a_chunk_that_fails_leaves_nothing_running_behind(model: Path) -> None:
+    backend = OnnxBackend(ModelFiles.open(model), threads=2)
+    whole, broken = open_stream(backend), open_stream(backend)
+    block = np.zeros(CHUNK_SAMPLES, np.int16)
+    expected = [whole.step(block).frames for _ in range(3)]
+
+    def refuse(chunk: object) -> None:
+        raise RuntimeError('nobody looks')
+
+    for frames in expected:
+        with pytest.raises(RuntimeError, match='nobody looks'):
+            broken.step(block, refuse)
+        np.testing.assert_array_equal(broken.step(block).frames, frames)
+    backend.close()

@@ -20,6 +20,7 @@ from interactive_avatar.training.common import Process, learning_rate
 from interactive_avatar.training.data import REFERENCES_PER_CLIP, Shard
 
 CELL_PX = 16
+"""Pixels of a latent cell."""
 LEAST_SPREAD = 0.02
 """Units that hardly move in a shard are not read more finely than this."""
 

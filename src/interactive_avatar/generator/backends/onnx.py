@@ -244,12 +244,17 @@ class OnnxBackend:
         level = self.config.sampler.commit_level
         noised = mix(latent, level, job.noise[len(levels)])
         commit = self._beside and self._beside.submit(forward, noised, level)
-        frames = self._graph('decode')(
-            latent=latent[None], previous=cache.previous, reference=cache.reference,
-            last=cache.last, picture=cache.picture)['frames'][0].copy()
-        marks.append(time.perf_counter())
-        if job.shown is not None:
-            job.shown(frames)
+        try:
+            frames = self._graph('decode')(
+                latent=latent[None], previous=cache.previous, reference=cache.reference,
+                last=cache.last, picture=cache.picture)['frames'][0].copy()
+            marks.append(time.perf_counter())
+            if job.shown is not None:
+                job.shown(frames)
+        except BaseException:
+            if commit:
+                commit.exception()  # until it ends it uses the buffers that a second try needs
+            raise
         out = commit.result() if commit else forward(noised, level)
         cache.push('adjacent', out['k'], out['v'])
         cache.previous[0], cache.last[0] = latent, frames[-1]
