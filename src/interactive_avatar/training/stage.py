@@ -41,6 +41,7 @@ class Run:
         seed: of all random numbers. accumulate: parts in which a process works its batch off.
         checkpoint_seconds: how often state and samples are written beside the end.
         sharded: FSDP2 instead of a copy of everything in every process.
+        between: called before every step, for clips that have come meanwhile.
     """
 
     out: Path
@@ -53,6 +54,7 @@ class Run:
     accumulate: int = 1
     checkpoint_seconds: float = 600.0
     sharded: bool = False
+    between: Callable[[], None] | None = None
 
 
 class Kept(Protocol):
@@ -286,6 +288,8 @@ class Stage:
                 bar.update(progress - bar.n)
                 if progress >= self.run.until - 1e-9:
                     break
+                if self.run.between is not None:
+                    self.run.between()
                 yield progress
                 self.step += 1
                 self.progress = progress
