@@ -85,6 +85,8 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
         options['precision'] = args.precision
     if args.backend == 'torch' and getattr(args, 'profile', False):
         options['profile'] = True
+    if args.backend == 'torch' and getattr(args, 'compiled', False):
+        options['compiled'] = True
     return options
 
 
@@ -429,6 +431,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help='of the torch and tensorrt backends')
     kind.add_argument('--profile', action='store_true',
                       help='torch on a card: one CUDA graph per stage, to time the stages')
+    kind.add_argument('--compiled', action='store_true',
+                      help='torch: fuse layers and decoder with torch.compile')
     kind.set_defaults(carry_out=bench_generator)
     kind = kinds.add_parser('operators', parents=[common],
                             help='where the time of each graph of the onnx backend goes')
