@@ -7,14 +7,15 @@ import importlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.evaluation import session
-from interactive_avatar.evaluation.bag import NS_PER_S, Recording
 from interactive_avatar.media.clock import CHUNK_MS
+
+if TYPE_CHECKING:
+    from interactive_avatar.evaluation.bag import Recording
 
 COMMAND = 'pip install "matplotlib>=3.10"'
 SIZE_INCHES = (9.0, 4.5)
@@ -149,6 +150,10 @@ def draw_session(recording: Recording, path: Path) -> Path:
         PlotsMissing: without matplotlib.
         ValueError: if the session has no pictures or no sound.
     """
+    # Benchmarks draw without bags, and without what reads them.
+    from interactive_avatar.evaluation import session
+    from interactive_avatar.evaluation.bag import NS_PER_S
+
     track = session.track_pictures(recording.pictures)
     if track is None or not recording.audio:
         raise ValueError('a time line needs pictures and sound: record both')
