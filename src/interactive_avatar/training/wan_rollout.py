@@ -253,7 +253,7 @@ class WanRollout:
             span = slice(self.age * count, (self.age + 1) * count)
             audio = None if clip.audio is None else clip.audio[span]
             with torch.no_grad():
-                context = Context.of(memory.cache)
+                context = Context.of(model.network, memory.cache)
             x = clean = torch.randn(shape, device=device)
             for step, level in enumerate(sampler.levels):
                 with torch.set_grad_enabled(with_gradient and step == chosen):

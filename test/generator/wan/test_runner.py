@@ -133,7 +133,7 @@ def test_a_block_in_training_is_the_streams_block(filled: int) -> None:
     streamed = runner.forward(latents, 0.6)
     layers = c.network.layers
     velocity, pairs = block_velocity(
-        network, latents, torch.full((1, 1), 0.6), Context.of(cache),
+        network, latents, torch.full((1, 1), 0.6), Context.of(network, cache),
         [network.text_tokens(states)] * layers, [network.audio_tokens(features)] * layers)
     assert relative(velocity, streamed) < 1e-5
     committed = runner.commit(latents, 0.6)

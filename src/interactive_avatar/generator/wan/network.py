@@ -384,8 +384,9 @@ class WanTransformer(nn.Module):
         """
         frames, rows, columns = latents.shape[1], *(
             side // self.config.network.patch for side in latents.shape[-2:])
-        cos, sin = (t.to(latents.device) for t in chunk_table(
-            self.config.network, range(frames), rows, columns))
+        cos, sin = self.table(f'clip of {frames}×{rows}×{columns}', latents.device,
+                              lambda: chunk_table(self.config.network, range(frames), rows,
+                                                  columns))
 
         def self_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
             return attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask), None

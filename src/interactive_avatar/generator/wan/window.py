@@ -90,15 +90,16 @@ class Context:
     entries: KeysValues
 
     @classmethod
-    def of(cls, cache: WanCache) -> Context:
+    def of(cls, network: WanTransformer, cache: WanCache) -> Context:
         """Copy and rotate the filled slots of a cache."""
-        device = cache.frames[0].device
+        config, device = network.config, cache.frames[0].device
         pairs = []
-        for (k, v), count, table in (
-                (cache.frames, cache.frame_tokens, frame_slots_table(cache.config)),
-                (cache.entries, cache.entry_tokens, entry_slots_table(cache.config))):
-            cos, sin = (t[:count].to(device) for t in table)
-            pairs.append((rotate(k[:, :count], cos, sin), v[:, :count].clone()))
+        for (k, v), count, (cos, sin) in (
+                (cache.frames, cache.frame_tokens, network.table(
+                    'frame slots', device, lambda: frame_slots_table(config))),
+                (cache.entries, cache.entry_tokens, network.table(
+                    'entry slots', device, lambda: entry_slots_table(config)))):
+            pairs.append((rotate(k[:, :count], cos[:count], sin[:count]), v[:, :count].clone()))
         return cls(pairs[0], pairs[1])
 
 
