@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'generator' / 'wan'))
 
 from wan_tiny import random_network
 
-from interactive_avatar.generator.wan.config import WAN_TINY
+from interactive_avatar.generator.wan.config import WAN_TINY, WanConfig
+from interactive_avatar.generator.wan.lora import ADAPTED
+from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.training import wan
 from interactive_avatar.training.common import Process
 from interactive_avatar.training.stage import Run
@@ -170,6 +172,31 @@ def test_a_run_can_be_measured(tmp_path: Path) -> None:
     assert found['latents'] == 3 and len(found['step_s']) == 1
     assert {'rollout', 'scores', 'backward', 'critic'} <= set(found['parts_of_last_step_s'])
     assert not (tmp_path / 'model.safetensors').exists()
+
+
+def test_adapters_are_trained_alone_and_folded_in(tmp_path: Path) -> None:
+    clips, empty = random_clips(WAN_TINY, 1, FRAMES, CPU)
+    clip = clips[0]
+    assert clip.audio is not None
+    folder = tmp_path / 'clips'
+    folder.mkdir()
+    save_file({'reference': clip.reference, 'text': clip.text, 'audio': clip.audio},
+              str(folder / 'a.safetensors'))
+    save_file({'text': empty}, str(folder / 'empty.safetensors'))
+    options = tmp_path / 'options.yaml'
+    options.write_text('blocks: 1\ncritic_updates: 1\ncritic_warm_up: 0\npeak_rate: 0.1\n')
+    assert wan.main(['--random', 'wan-tiny', '--steps', '2', '--lora-rank', '2',
+                     '--clips', str(folder), '--config', str(options),
+                     '--out', str(tmp_path / 'out'), '--state', str(tmp_path / 'state')]) == 0
+    made = load_file(str(tmp_path / 'out' / 'model.safetensors'))
+    torch.manual_seed(0)
+    start = WanTransformer(WAN_TINY).state_dict()
+    assert made.keys() == start.keys()
+    changed = {name for name in start if not torch.equal(start[name].bfloat16(), made[name])}
+    changed -= {name for name in changed if name.endswith('memory_gate')}  # opened to measure
+    assert any(name.endswith('qkv.weight') for name in changed)
+    assert all(name.split('.')[-2] in ADAPTED for name in changed)
+    assert WanConfig.from_json((tmp_path / 'out' / 'config.json').read_text()) == WAN_TINY
 
 
 def test_clips_of_a_folder(tmp_path: Path) -> None:

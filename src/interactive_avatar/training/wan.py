@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from interactive_avatar.generator.model import CONFIG_NAME, WEIGHTS_NAME
 from interactive_avatar.generator.wan.config import SIZES, WanConfig
+from interactive_avatar.generator.wan.lora import add_lora, folded
 from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.training.common import Process, options_from
 from interactive_avatar.training.distil import dmd_gradient, dmd_loss
@@ -266,6 +267,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=1000)
     parser.add_argument('--seconds', type=float, default=0.0, help='instead of --steps')
     parser.add_argument('--accumulate', type=int, default=1, help='streams per process')
+    parser.add_argument('--lora-rank', type=int, default=0,
+                        help='train adapters of this rank in place of all weights')
     parser.add_argument('--gather-again', action='store_true',
                         help='let go of gathered weights after each layer, for 14B')
     parser.add_argument('--resume', action='store_true')
@@ -298,6 +301,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         teacher.to(torch.bfloat16)
     critic = WanTrainee(copy.deepcopy(teacher.network).float())
     parameters = sum(p.numel() for p in student.parameters())
+    if args.lora_rank:
+        for module in (student, critic):
+            add_lora(module.network, args.lora_rank)
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     if sharded:
         for module in (student, critic, teacher):
             shard_wan(module, process, torch.bfloat16 if cuda else None, args.gather_again)
@@ -310,7 +317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     frames = config.chunk_latents * max(options.longest, options.blocks)
     clips, empty = (read_clips(args.clips, config, device) if args.clips
                     else random_clips(config, 2, frames, device, args.seed))
-    say(f'{parameters} weights in each of three networks, {process.world} processes')
+    say(f'{parameters} weights in each of three networks, {trained} of them trained in two, '
+        f'{process.world} processes')
     run = Run(out=args.out, state=args.state, seconds=args.seconds,
               steps=0 if args.seconds else args.steps, resume=args.resume, seed=args.seed,
               accumulate=args.accumulate, sharded=sharded, checkpoints=not args.report)
@@ -319,7 +327,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.cuda.reset_peak_memory_stats()
     optimiser = train_wan(student, teacher, critic, clips, empty, process, run, options, clock)
     if args.report:
-        report(args.report, clock, config, options, parameters, process, args.accumulate)
+        report(args.report, clock, config, options, (parameters, trained), process,
+               args.accumulate)
     else:
         save(args.out, student, optimiser, config, process)
     say('done')
@@ -329,9 +338,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(path: Path, clock: Clock, config: WanConfig, options: WanOptions, parameters: int,
-           process: Process, accumulate: int) -> None:
-    """Write what a step costs: seconds of its parts, memory of each process."""
+def report(path: Path, clock: Clock, config: WanConfig, options: WanOptions,
+           parameters: tuple[int, int], process: Process, accumulate: int) -> None:
+    """Write what a step costs: seconds of its parts, memory of each process.
+
+    Args:
+        parameters: of a network, and how many of them are trained.
+    """
     cuda = process.device.type == 'cuda'
     own = {'allocated_gib': torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
            'reserved_gib': torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.0}
@@ -341,7 +354,8 @@ def report(path: Path, clock: Clock, config: WanConfig, options: WanOptions, par
         dist.all_gather_object(gathered, own)
     rows = clock.rows
     result = {
-        'size': config.name, 'picture_px': config.picture_px, 'parameters': parameters,
+        'size': config.name, 'picture_px': config.picture_px,
+        'parameters': parameters[0], 'trained_parameters': parameters[1],
         'gpus': process.world, 'streams_per_gpu': accumulate, 'blocks': options.blocks,
         'latents': options.blocks * config.chunk_latents,
         'critic_updates': options.critic_updates,
@@ -361,7 +375,7 @@ def save(out: Path, student: WanTrainee, optimiser: Optimiser, config: WanConfig
     from safetensors.torch import save_file
 
     with averaged(optimiser):
-        state = whole_state(student.network)
+        state = folded(whole_state(student.network))
     if process.leads:
         out.mkdir(parents=True, exist_ok=True)
         save_file({name: value.to(torch.bfloat16).contiguous() for name, value in state.items()},
