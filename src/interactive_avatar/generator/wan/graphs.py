@@ -89,6 +89,11 @@ def _numbered(members: Sequence[nn.Module], first: int = 0) -> nn.ModuleDict:
     return nn.ModuleDict({str(first + index): member for index, member in enumerate(members)})
 
 
+def _members(numbered: nn.ModuleDict) -> list[Any]:
+    """In order; what they hold is known to who put them there."""
+    return list(numbered.values())
+
+
 class _EncodeText(nn.Module):
     def __init__(self, network: WanTransformer) -> None:
         super().__init__()
@@ -97,7 +102,7 @@ class _EncodeText(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.text_embedding(states)
-        pairs = [block.text(tokens) for block in self.blocks.values()]
+        pairs = [block.text(tokens) for block in _members(self.blocks)]
         return torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs])
 
 
@@ -111,7 +116,7 @@ class _EncodeAudio(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         assert self.audio_projector is not None
         tokens = self.audio_projector(features)
-        pairs = [block.audio(tokens) for block in self.blocks.values()]
+        pairs = [block.audio(tokens) for block in _members(self.blocks)]
         return torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs])
 
 
@@ -137,7 +142,7 @@ class _Time(nn.Module):
 
     def forward(self, level: Tensor) -> tuple[Tensor, Tensor]:
         embedded, shared = self._modulate(level)
-        tables = torch.stack([block.modulation for block in self.blocks.values()])
+        tables = torch.stack([block.modulation for block in _members(self.blocks)])
         return embedded, shared + tables[:, None, :, None, None]
 
 
@@ -166,8 +171,7 @@ class _Layers(nn.Module):
                 entries_k: Tensor, entries_v: Tensor, text_k: Tensor, text_v: Tensor,
                 *audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = [], []
-        block: Any
-        for i, block in enumerate(self.blocks.values()):
+        for i, block in enumerate(_members(self.blocks)):
             m = modulation[i]
             q, k, v = block.project(x, m)
             keys.append(k)
@@ -195,8 +199,7 @@ class _Still(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, text_k: Tensor, text_v: Tensor,
                 *reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = [], []
-        block: Any
-        for i, block in enumerate(self.blocks.values()):
+        for i, block in enumerate(_members(self.blocks)):
             m = modulation[i]
             q, k, v = block.project(x, m)
             keys.append(k)
