@@ -144,6 +144,8 @@ def _training(result: dict[str, Any], data: dict[str, Any]) -> Any:
         speed, memory, loss = row
         for fsdp, name, mark in ((False, 'data parallel', 'o'), (True, 'FSDP2', 's')):
             own = [run for run in runs if run['fsdp'] == fsdp]
+            if not own:
+                continue
             for axis, key in ((speed, 'clips_per_s'), (memory, 'allocated_gib')):
                 axis.plot([run['gpus'] for run in own], [run[key] for run in own], mark,
                           label=name)
@@ -154,11 +156,13 @@ def _training(result: dict[str, Any], data: dict[str, Any]) -> Any:
                        label='in proportion')
         for run in runs:
             loss.plot(run['loss'], linewidth=1, linestyle='--' if run['fsdp'] else '-',
-                      label=f'{run["gpus"]} × {run["global_batch"] // run["gpus"]}')
+                      label=f'{run["gpus"]} × {run["global_batch"] // run["gpus"]}'
+                            f'{" FSDP2" if run["fsdp"] else ""}')
         speed.set(ylabel='clips/s', title=stage)
         memory.set(ylabel='GiB per GPU')
         loss.set(xlabel='step', ylabel='loss')
         for axis in (speed, memory):
+            axis.margins(y=0.2)
             axis.set(xlabel='GPUs', ylim=(0, None),
                      xticks=sorted({run['gpus'] for run in runs}))
         for axis in row:
