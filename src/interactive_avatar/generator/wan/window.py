@@ -58,6 +58,7 @@ def still_layers(network: WanTransformer, tokens: Tensor, text: Sequence[Source]
         k = rotate(k, cos, sin)
         if reference is not None:
             before, values = reference[index]
+            before, values = before.to(v.dtype), values.to(v.dtype)
             k, v = torch.cat([rotate(before, *first), k], 1), torch.cat([values, v], 1)
         return attend(rotate(q, cos, sin), k, v), None
 
@@ -122,12 +123,12 @@ def block_velocity(network: WanTransformer, latents: Tensor, level: Tensor, cont
     def self_attention(index: int, q: Tensor, k: Tensor,
                        v: Tensor) -> tuple[Tensor, Tensor | None]:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        seen_k, seen_v = (t[index][None] for t in context.frames)
+        # A cache may be kept in another dtype than a pass runs in.
+        seen_k, seen_v = (t[index][None].to(v.dtype) for t in context.frames)
         attended = attend(q, torch.cat([k, seen_k], 1), torch.cat([v, seen_v], 1))
         if not context.entries[0].shape[1]:
             return attended, None
-        return attended, attend(q, context.entries[0][index][None],
-                                context.entries[1][index][None])
+        return attended, attend(q, *(t[index][None].to(v.dtype) for t in context.entries))
 
     embedded, shared = network.modulate(level)
     x = network.embed(latents.to(network.patch_embedding.weight.dtype))
