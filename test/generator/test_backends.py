@@ -222,3 +222,12 @@ def test_a_chunk_that_fails_leaves_nothing_running_behind(model: Path) -> None:
             broken.step(block, refuse)
         np.testing.assert_array_equal(broken.step(block).frames, frames)
     backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('graph', ['denoise', 'decode'])
+def test_compiled_layers_agree(model: Path, float32: TorchBackend, graph: str) -> None:
+    compiled = TorchBackend(ModelFiles.open(model), device='cpu', compiled=True)
+    inputs = examples(graph)
+    assert largest_error(compiled.run_graph(graph, inputs),
+                         float32.run_graph(graph, inputs)) < RELATIVE_FLOAT32

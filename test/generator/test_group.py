@@ -69,7 +69,9 @@ def test_one_too_many_is_refused_and_the_others_go_on(group: StreamGroup) -> Non
 
 def test_who_would_make_all_late_is_refused(group: StreamGroup) -> None:
     member = group.join(reference(), 'a person')
-    for _ in range(3):
+    group.step({member: np.zeros(CHUNK_SAMPLES, np.int16)})
+    assert group.expected_ms(1) == 0.0  # the first step of a number says nothing about the next
+    for _ in range(2):
         group.step({member: np.zeros(CHUNK_SAMPLES, np.int16)})
     taken_ms = group.expected_ms(1)
     assert taken_ms > 0

@@ -85,6 +85,8 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
         options['precision'] = args.precision
     if args.backend == 'torch' and getattr(args, 'profile', False):
         options['profile'] = True
+    if args.backend == 'torch' and getattr(args, 'compiled', False):
+        options['compiled'] = True
     return options
 
 
@@ -360,6 +362,22 @@ def bench_wan(args: argparse.Namespace) -> dict[str, Any]:
     return wan.run(args)
 
 
+def bench_training(args: argparse.Namespace) -> dict[str, Any]:
+    """How training stages scale over GPUs."""
+    from interactive_avatar.evaluation import bench_training as training
+
+    folder, wrong = args.out / 'training', []
+    if not args.only_report:
+        extra = ['--steps', str(args.steps), '--warm-up', str(args.warm_up),
+                 *(['--model-config', str(args.model_config)] if args.model_config else [])]
+        todo = training.cases(args.stages.split(','), [int(n) for n in args.gpus.split(',')],
+                              args.batch)
+        wrong = training.run(todo, folder, extra)
+    runs = training.collect(folder)
+    print(training.report(runs))
+    return {'benchmark': 'training', 'runs': runs, 'failed': wrong, 'plot': {'runs': runs}}
+
+
 def bench_stream(args: argparse.Namespace) -> dict[str, Any]:
     """The real graph in conversation for hours."""
     from interactive_avatar.evaluation import bench_stream as stream
@@ -429,6 +447,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help='of the torch and tensorrt backends')
     kind.add_argument('--profile', action='store_true',
                       help='torch on a card: one CUDA graph per stage, to time the stages')
+    kind.add_argument('--compiled', action='store_true',
+                      help='torch: fuse layers and decoder with torch.compile')
     kind.set_defaults(carry_out=bench_generator)
     kind = kinds.add_parser('operators', parents=[common],
                             help='where the time of each graph of the onnx backend goes')
@@ -499,6 +519,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('-p', '--set', action='append', default=[], dest='overrides',
                       metavar='NODE.PARAMETER=VALUE', help='a parameter, repeatable')
     kind.set_defaults(carry_out=bench_stream)
+    kind = kinds.add_parser('training', parents=[common],
+                            help='steps per second, memory and loss of training over GPUs')
+    kind.add_argument('--stages', default='teacher,distil', help='with commas between')
+    kind.add_argument('--gpus', default='1,2', help='numbers of GPUs, with commas between')
+    kind.add_argument('--batch', type=int, default=32, help='clips per GPU where the batch grows')
+    kind.add_argument('--steps', type=int, default=60, help='of each run')
+    kind.add_argument('--warm-up', type=int, default=40, help='steps before the clock starts')
+    kind.add_argument('--model-config', type=Path, help='JSON of the model (default: compact)')
+    kind.add_argument('--only-report', action='store_true',
+                      help='table and plot of the runs that lie in OUT/training')
+    kind.set_defaults(carry_out=bench_training)
     kind = kinds.add_parser('wan', parents=[common],
                             help='frames per second of the wan size on a GPU, random weights')
     kind.set_defaults(carry_out=bench_wan)

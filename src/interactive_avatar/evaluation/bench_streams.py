@@ -14,6 +14,7 @@ from interactive_avatar.generator.prompts import WorldState, action_prompt, stab
 from interactive_avatar.media.clock import CHUNK_MS
 
 WARM_UP_STEPS = 8
+LEARNING_STEPS = 4
 PROMPT_PERIOD_STEPS = 25
 
 
@@ -39,8 +40,10 @@ def run(group: StreamGroup, streams: int, steps: int, speech: Any, paced: bool) 
         except StreamRefusedError as error:
             refusal = str(error)
             break
-        if number in (0, streams // 2):
-            group.step({member: next(sounds) for member, sounds in members.items()})
+        joined = number + 1
+        if joined & number == 0:  # a power of two: the group learns what so many take
+            for _ in range(LEARNING_STEPS):
+                group.step({member: next(sounds) for member, sounds in members.items()})
     world = WorldState()
     prompts = [action_prompt('talk', world), stable_prompt(world), action_prompt('nod', world)]
     for _ in range(WARM_UP_STEPS):

@@ -7,14 +7,15 @@ import importlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.evaluation import session
-from interactive_avatar.evaluation.bag import NS_PER_S, Recording
 from interactive_avatar.media.clock import CHUNK_MS
+
+if TYPE_CHECKING:
+    from interactive_avatar.evaluation.bag import Recording
 
 COMMAND = 'pip install "matplotlib>=3.10"'
 SIZE_INCHES = (9.0, 4.5)
@@ -135,6 +136,40 @@ def _lips(result: dict[str, Any], data: dict[str, Any]) -> Any:
     return figure
 
 
+def _training(result: dict[str, Any], data: dict[str, Any]) -> Any:
+    stages = list(dict.fromkeys(run['stage'] for run in data['runs']))
+    figure, axes = new_figure(len(stages), 3, row_inches=3.0)
+    for row, stage in zip(axes, stages):
+        runs = [run for run in data['runs'] if run['stage'] == stage]
+        speed, memory, loss = row
+        for fsdp, name, mark in ((False, 'data parallel', 'o'), (True, 'FSDP2', 's')):
+            own = [run for run in runs if run['fsdp'] == fsdp]
+            if not own:
+                continue
+            for axis, key in ((speed, 'clips_per_s'), (memory, 'allocated_gib')):
+                axis.plot([run['gpus'] for run in own], [run[key] for run in own], mark,
+                          label=name)
+        alone = [run['clips_per_s'] for run in runs if run['gpus'] == 1]
+        most = max(run['gpus'] for run in runs)
+        if alone:
+            speed.plot([1, most], [max(alone), most * max(alone)], color='tab:gray', linewidth=1,
+                       label='in proportion')
+        for run in runs:
+            loss.plot(run['loss'], linewidth=1, linestyle='--' if run['fsdp'] else '-',
+                      label=f'{run["gpus"]} × {run["global_batch"] // run["gpus"]}'
+                            f'{" FSDP2" if run["fsdp"] else ""}')
+        speed.set(ylabel='clips/s', title=stage)
+        memory.set(ylabel='GiB per GPU')
+        loss.set(xlabel='step', ylabel='loss')
+        for axis in (speed, memory):
+            axis.margins(y=0.2)
+            axis.set(xlabel='GPUs', ylim=(0, None),
+                     xticks=sorted({run['gpus'] for run in runs}))
+        for axis in row:
+            axis.legend(frameon=False, fontsize=7)
+    return figure
+
+
 def draw_session(recording: Recording, path: Path) -> Path:
     """Draw a session's time line: both voices, states, motion, regularity.
 
@@ -149,6 +184,10 @@ def draw_session(recording: Recording, path: Path) -> Path:
         PlotsMissing: without matplotlib.
         ValueError: if the session has no pictures or no sound.
     """
+    # Benchmarks draw without bags, and without what reads them.
+    from interactive_avatar.evaluation import session
+    from interactive_avatar.evaluation.bag import NS_PER_S
+
     track = session.track_pictures(recording.pictures)
     if track is None or not recording.audio:
         raise ValueError('a time line needs pictures and sound: record both')
@@ -193,7 +232,8 @@ def draw_session(recording: Recording, path: Path) -> Path:
 
 
 PLOTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
-    'generator': _generator, 'memory': _memory, 'image-topic': _image_topic, 'lips': _lips}
+    'generator': _generator, 'memory': _memory, 'image-topic': _image_topic, 'lips': _lips,
+    'training': _training}
 
 
 def draw(name: str, result: dict[str, Any], data: dict[str, Any], path: Path) -> Path:

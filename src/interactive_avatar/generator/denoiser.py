@@ -333,18 +333,25 @@ class Denoiser(nn.Module):
         text_bias = text_mask[:, None, None]
         keys, values = [], []
         for i, block in enumerate(self.layers):
-            m = modulations[:, i]
-            qk, v = block.project(x, m)
-            keys.append(qk[:, 1])
+            x, k, v = self._chunk_layer(
+                block, x, modulations[:, i], mask, text_bias, audio_k[:, i], audio_v[:, i],
+                text_k[:, i], text_v[:, i], cache_k[:, i], cache_v[:, i])
+            keys.append(k)
             values.append(v)
-            q, k = rotate(qk, self.chunk_cos, self.chunk_sin).unbind(1)
-            attended = attend(q, torch.cat([cache_k[:, i], k], 2),
-                              torch.cat([cache_v[:, i], v], 2), mask)
-            x = block.finish_attention(x, attended, m)
-            x = block.text(x, text_k[:, i], text_v[:, i], text_bias)
-            x = block.audio(x, audio_k[:, i], audio_v[:, i])
-            x = block.feed_forward(x, m)
         return self.velocity(x, embedded, before), torch.stack(keys, 1), torch.stack(values, 1)
+
+    def _chunk_layer(self, block: Block, x: Tensor, m: Tensor, mask: Tensor, text_bias: Tensor,
+                     audio_k: Tensor, audio_v: Tensor, text_k: Tensor, text_v: Tensor,
+                     cache_k: Tensor, cache_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer of `chunk`; returns the tokens for the next layer and this layer's keys (not
+        rotated) and values."""
+        qk, v = block.project(x, m)
+        q, k = rotate(qk, self.chunk_cos, self.chunk_sin).unbind(1)
+        attended = attend(q, torch.cat([cache_k, k], 2), torch.cat([cache_v, v], 2), mask)
+        x = block.finish_attention(x, attended, m)
+        x = block.text(x, text_k, text_v, text_bias)
+        x = block.audio(x, audio_k, audio_v)
+        return block.feed_forward(x, m), qk[:, 1], v
 
     def reference(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the reference picture [B, C, 16, 16] -> 2 × [B, L, H, 64, hw]."""

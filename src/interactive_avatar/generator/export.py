@@ -59,17 +59,23 @@ def export(generator: Generator, root: Path, note: dict[str, object] | None = No
     signatures = graph_signatures(generator.config)
     found: dict[str, GraphSignature] = {}
     for name, signature in signatures.items():
-        found[name] = _export(graph_module(generator, name), signature, OPSET, offsets,
-                              root / f'{name}.onnx')
+        found[name] = export_graph(graph_module(generator, name), signature, OPSET, offsets,
+                                   root / f'{name}.onnx')
         if name in CPU_GRAPHS:
-            _export(CPU_GRAPHS[name](generator), cpu_signature(signature), CPU_OPSET, offsets,
-                    root / f'{name}{INT8_SUFFIX}.onnx')
+            export_graph(CPU_GRAPHS[name](generator), cpu_signature(signature), CPU_OPSET,
+                         offsets, root / f'{name}{INT8_SUFFIX}.onnx')
     write_manifest(root, found, note)
 
 
-def _export(module: nn.Module, signature: GraphSignature, opset: int,
-            offsets: Mapping[str, tuple[str, int, int, list[int]]], path: Path) -> GraphSignature:
-    """Write one graph to ``path``; returns what it was found to take and give."""
+def export_graph(module: nn.Module, signature: GraphSignature, opset: int,
+                 offsets: Mapping[str, tuple[str, int, int, list[int]]], path: Path,
+                 location: str = WEIGHTS_NAME) -> GraphSignature:
+    """Write one graph to ``path``; returns what it was found to take and give.
+
+    Args:
+        offsets: of `safetensors_offsets`; parameters of the module that bear these names stay in
+            the file ``location`` beside the graph.
+    """
     inputs = graph_inputs(signature)
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
@@ -80,7 +86,7 @@ def _export(module: nn.Module, signature: GraphSignature, opset: int,
             input_names=list(inputs), output_names=list(signature.outputs),
             opset_version=opset, do_constant_folding=False, dynamo=False)
     model = onnx.load_from_string(buffer.getvalue())
-    _point_weights(model, offsets)
+    _point_weights(model, offsets, location)
     model.producer_name, model.producer_version = 'interactive_avatar', ''
     onnx.save_model(model, str(path))
     return _signature_of(model)
@@ -124,21 +130,22 @@ def safetensors_offsets(path: Path) -> dict[str, tuple[str, int, int, list[int]]
 
 
 ONNX_TYPES = {'F16': onnx.TensorProto.FLOAT16, 'F32': onnx.TensorProto.FLOAT,
-              'I8': onnx.TensorProto.INT8}
+              'BF16': onnx.TensorProto.BFLOAT16, 'I8': onnx.TensorProto.INT8}
 
 
-def external_tensor(name: str, item: tuple[str, int, int, list[int]]) -> Any:
-    """A tensor of the weights file, by reference; ``item`` from `safetensors_offsets`."""
+def external_tensor(name: str, item: tuple[str, int, int, list[int]],
+                    location: str = WEIGHTS_NAME) -> Any:
+    """A tensor of a weights file, by reference; ``item`` from `safetensors_offsets`."""
     dtype, offset, length, shape = item
     tensor = onnx.TensorProto(name=name, dims=shape, data_type=ONNX_TYPES[dtype],
                               data_location=onnx.TensorProto.EXTERNAL)
-    for key, value in (('location', WEIGHTS_NAME), ('offset', offset), ('length', length)):
+    for key, value in (('location', location), ('offset', offset), ('length', length)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
 
 
-def _point_weights(model: Any,
-                   offsets: Mapping[str, tuple[str, int, int, list[int]]]) -> None:
+def _point_weights(model: Any, offsets: Mapping[str, tuple[str, int, int, list[int]]],
+                   location: str = WEIGHTS_NAME) -> None:
     """Replace initialisers that are weights by external data, dequantised or cast in the graph;
     products that `cpu_graphs` marks read the stored bytes as they are."""
     node = onnx.helper.make_node
@@ -151,10 +158,10 @@ def _point_weights(model: Any,
             continue
         scale_name = name + SCALE_SUFFIX
         stored = f'{name}.stored'
-        initializers.append(external_tensor(stored, offsets[name]))
+        initializers.append(external_tensor(stored, offsets[name], location))
         if scale_name in offsets:
             quantised.add(name)
-            initializers.append(external_tensor(scale_name, offsets[scale_name]))
+            initializers.append(external_tensor(scale_name, offsets[scale_name], location))
             prologue.append(node('Cast', [stored], [f'{name}.float'], to=onnx.TensorProto.FLOAT))
             prologue.append(node('Mul', [f'{name}.float', scale_name], [name]))
         else:

@@ -51,7 +51,8 @@ class StreamGroup:
         self.backend, self._encode, self._budget_ms = backend, encode_text, budget_ms
         self._bank = ConditioningBank(backend, encode_text, MAX_PROMPTS)
         self._members: list[AvatarStream] = []
-        # Milliseconds of recent steps by number of streams.
+        # Milliseconds of recent steps by number of streams; the first of each number is left out,
+        # because that is when memory is taken and kernels are loaded.
         self._step_ms: dict[int, deque[float]] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix='stream group')
 
@@ -125,7 +126,7 @@ class StreamGroup:
     def expected_ms(self, streams: int) -> float:
         """Time that a step of so many streams is expected to take, from the slow ones among the
         last steps (their 99th percentile), in proportion to the nearest smaller number seen."""
-        seen = [count for count in self._step_ms if count <= streams]
+        seen = [count for count, times in self._step_ms.items() if times and count <= streams]
         if not seen:
             return 0.0
         count = max(seen)
@@ -159,8 +160,10 @@ class StreamGroup:
             if work is not None:
                 works.append(work)
         self.backend.remember(works)
-        times = self._step_ms.setdefault(len(speech), deque(maxlen=HISTORY_STEPS))
-        times.append(1000.0 * (time.perf_counter() - started_s))
+        if len(speech) in self._step_ms:
+            self._step_ms[len(speech)].append(1000.0 * (time.perf_counter() - started_s))
+        else:
+            self._step_ms[len(speech)] = deque(maxlen=HISTORY_STEPS)
         return chunks
 
     def close(self) -> None:

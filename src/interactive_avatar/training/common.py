@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Process:
             torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
         if world > 1 and not dist.is_initialized():
-            dist.init_process_group('nccl' if cuda else 'gloo')
+            # Numbers are agreed on between the CPUs, so that no GPU has to be waited for.
+            dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
         return cls(rank, world, device)
 
     @property
@@ -48,10 +50,12 @@ class Process:
         return self.rank == 0
 
     def share_weights(self, module: nn.Module) -> None:
-        """Give every process the first one's weights and buffers."""
+        """Give every process the first one's weights and buffers; sharded ones are left as they
+        are, for they were split from equal ones."""
         if self.world > 1:
             for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
+                if not isinstance(tensor, DTensor):
+                    dist.broadcast(tensor, 0)
 
     def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average gradients over processes, in one flat exchange."""
@@ -69,7 +73,7 @@ class Process:
         """The first process's value, so that all leave a loop at the same step."""
         if self.world == 1:
             return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        tensor = torch.tensor([value], dtype=torch.float64)
         dist.broadcast(tensor, 0)
         return float(tensor.item())
 
@@ -154,11 +158,15 @@ class Average:
 
 
 class Log:
-    """Metrics as JSON lines, plotted to a PNG at the end; prints a line now and then."""
+    """Metrics as JSON lines, plotted to a PNG at the end; prints a line now and then.
 
-    def __init__(self, folder: Path, name: str, process: Process,
-                 every_s: float = 10.0) -> None:
-        self._path = folder / f'{name}.jsonl'
+    Args:
+        each: called with every step's values.
+    """
+
+    def __init__(self, folder: Path, name: str, process: Process, every_s: float = 10.0,
+                 each: Callable[[int, Mapping[str, Tensor | float]], None] | None = None) -> None:
+        self._path, self._each = folder / f'{name}.jsonl', each
         self._process, self._every_s = process, every_s
         self._rows: list[dict[str, float]] = []
         self._sums: dict[str, list[Tensor]] = {}
@@ -172,6 +180,8 @@ class Log:
             kept = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
             self._sums.setdefault(name, []).append(kept)
         self._step = step
+        if self._each is not None:
+            self._each(step, values)
         if time.monotonic() - self._last >= self._every_s:
             self._write()
 

@@ -65,6 +65,13 @@ class Prompts:
         empty = torch.arange(tokens, device=device)[None] >= length[:, None]
         self.mask = empty.float() * float(MASKED)
 
+    @classmethod
+    def of(cls, states: Tensor, mask: Tensor) -> Prompts:
+        """Prompts whose states and mask are at hand."""
+        prompts = object.__new__(cls)
+        prompts.states, prompts.mask = states, mask
+        return prompts
+
 
 def bake_prompts(path: Path, tokens: int) -> None:
     """Encode the trained prompt table; states as int8 with a scale per token."""

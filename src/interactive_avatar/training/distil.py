@@ -221,7 +221,7 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
     rollout = Rollout(model.denoiser, shard, prompts, options.batch, options.chunks,
                       options.restart_share, captured=cuda and not run.sharded)
     stage.keep(**kept, streams=rollout)
-    if cuda and not run.sharded:
+    if cuda and run.compiled and not run.sharded:
         compile_layers('_window_layer', model.denoiser)
         if judges is not None:
             compile_layers('_clip_layer', judges.teacher.denoiser, judges.critic.denoiser)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, MethodType
@@ -42,6 +42,9 @@ class Run:
         checkpoint_seconds: how often state and samples are written beside the end.
         sharded: FSDP2 instead of a copy of everything in every process.
         between: called before every step, for clips that have come meanwhile.
+        compiled: fuse layers with torch.compile where a stage knows how, on CUDA.
+        checkpoints: write state and samples; measurements leave that out.
+        each: called with the step and the values logged of it, which stay on the device.
     """
 
     out: Path
@@ -55,6 +58,9 @@ class Run:
     checkpoint_seconds: float = 600.0
     sharded: bool = False
     between: Callable[[], None] | None = None
+    compiled: bool = True
+    checkpoints: bool = True
+    each: Callable[[int, Mapping[str, Tensor | float]], None] | None = None
 
 
 class Kept(Protocol):
@@ -199,7 +205,7 @@ class Stage:
     random: list[torch.Generator] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.log = Log(self.run.out, self.name, self.process)
+        self.log = Log(self.run.out, self.name, self.process, each=self.run.each)
         self.step, self.progress = 0, 0.0
         self._kept: dict[str, Kept] = {}
         self._stopped = False
@@ -325,6 +331,8 @@ class Stage:
             generator.manual_seed(seed + (index + 1) * 7_368_787)
 
     def _checkpoint(self) -> None:
+        if not self.run.checkpoints:
+            return
         self.save()
         if self._sheet is not None:
             self._sheet()

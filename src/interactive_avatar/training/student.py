@@ -96,7 +96,7 @@ def train_student(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
     stage = Stage('student', process, run, [shard.random])
     stage.samples(optimiser, sheet)
     stage.keep(weights=optimiser, teacher=teacher)
-    if cuda:
+    if cuda and run.compiled:
         compile_layers('_window_layer', teacher.denoiser, model.denoiser)
     levels = euler_levels(options.euler_steps, options.euler_shift, options.levels)
     stops = tuple(sorted(options.levels, reverse=True))

@@ -112,7 +112,7 @@ def train_teacher(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
     stage = Stage('teacher', process, run, [shard.random])
     stage.samples(optimiser, sheet)
     stage.keep(weights=optimiser)
-    if cuda and not run.sharded:
+    if cuda and run.compiled and not run.sharded:
         compile_layers('_clip_layer', model.denoiser)
     for progress in stage.steps():
         for share in stage.parts():

@@ -9,7 +9,12 @@ from wan_tiny import random_network, relative
 from interactive_avatar.generator.wan.cache import WanCache
 from interactive_avatar.generator.wan.config import WAN_TINY
 from interactive_avatar.generator.wan.runner import BlockRunner
-from interactive_avatar.generator.wan.window import still_layers, window_velocity
+from interactive_avatar.generator.wan.window import (
+    Context,
+    block_velocity,
+    still_layers,
+    window_velocity,
+)
 
 
 def stack(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,3 +104,39 @@ def test_slots_fill_from_the_front_and_keep_their_order() -> None:
     with pytest.raises(IndexError, match='does not exist'):
         cache.take('short', 5)
     cache.follow(np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize('filled', [1, 3])
+@torch.no_grad()
+def test_a_block_in_training_is_the_streams_block(filled: int) -> None:
+    network, c = random_network(), WAN_TINY
+    random = torch.Generator().manual_seed(2)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random)
+
+    def entry(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (c.network.layers, tokens, c.network.heads, c.network.head_width)
+        return normal(*shape), normal(*shape)
+
+    cache = WanCache(c, torch.device('cpu'), torch.float32)
+    cache.place('reference', 0, entry(c.frame_tokens))
+    for _ in range(filled):
+        cache.push('adjacent', entry(c.frame_tokens))
+        cache.push('short', entry(c.memory.entry_tokens))
+    states = normal(1, 7, c.network.text_width)
+    features = normal(c.chunk_latents, 8, c.audio.feature_layers, c.audio.feature_width)
+    latents = normal(1, c.chunk_latents, *c.latent_shape)
+    runner = BlockRunner(network)
+    runner.condition(stack(network.text_cache(states)), stack(network.audio_cache(features)))
+    runner.see(cache)
+    streamed = runner.forward(latents, 0.6)
+    layers = c.network.layers
+    velocity, pairs = block_velocity(
+        network, latents, torch.full((1, 1), 0.6), Context.of(network, cache),
+        [network.text_tokens(states)] * layers, [network.audio_tokens(features)] * layers)
+    assert relative(velocity, streamed) < 1e-5
+    committed = runner.commit(latents, 0.6)
+    span = slice(0, c.frame_tokens)
+    for made, kept in zip(stack(pairs), committed[0], strict=True):
+        assert relative(made[:, 0, span], kept) < 1e-5

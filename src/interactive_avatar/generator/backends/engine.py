@@ -17,22 +17,28 @@ from interactive_avatar.generator.backends.engines import (
     EngineCache,
     EngineError,
     EngineSpec,
+    GraphFiles,
     build_engine,
     inspect_engine,
     load_api,
 )
 from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.signatures import DEVICE_GRAPHS, STREAM_GRAPHS
+from interactive_avatar.generator.wan.export import WanGraphFiles
+from interactive_avatar.generator.wan.files import is_wan
 from interactive_avatar.paths import resource
 
 
 def build(args: argparse.Namespace) -> int:
     """Build what is missing or unusable; with ``--force`` everything."""
-    files = ModelFiles.open(resource(args.model))
+    files, known = graphs_of(resource(args.model))
+    strange = sorted(set(args.graph or ()) - set(known))
+    if strange:
+        raise ValueError(f'{args.model!r} has no graph {strange[0]!r}; it has {", ".join(known)}')
     api = load_api(args.api)
     capability = args.compute_capability or default_capability(api.needs_gpu_to_build)
     cache = EngineCache(args.folder)
-    for graph in args.graph or (*STREAM_GRAPHS, *DEVICE_GRAPHS):
+    for graph in args.graph or known:
         spec = EngineSpec.of(files, graph, api, capability, args.precision)
         try:
             if not args.force:
@@ -43,6 +49,18 @@ def build(args: argparse.Namespace) -> int:
             pass
         build_engine(spec, files, api, cache, print)
     return 0
+
+
+def graphs_of(model: Path) -> tuple[GraphFiles, tuple[str, ...]]:
+    """The graphs of a model folder of either architecture, and their names.
+
+    Raises:
+        ModelError: if they cannot be read.
+    """
+    if is_wan(model):
+        wan = WanGraphFiles.open(model)
+        return wan, tuple(wan.graphs)
+    return ModelFiles.open(model), (*STREAM_GRAPHS, *DEVICE_GRAPHS)
 
 
 def default_capability(needs_gpu: bool) -> str:
@@ -121,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action.add_argument('--compute-capability', metavar='X.Y',
                         help=f"card to build for, or '{PORTABLE}' for all that TensorRT-RTX knows "
                              f"(default: this machine's card)")
-    action.add_argument('--graph', action='append', choices=(*STREAM_GRAPHS, *DEVICE_GRAPHS),
+    action.add_argument('--graph', action='append',
                         help='only this graph; may be given several times')
     action.add_argument('--force', action='store_true', help='build anew what is ready')
     action.set_defaults(carry_out=build)

@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from interactive_avatar.generator.backends.engine_graph import (
     PRECISIONS,
     PREPARATION_VERSION,
     prepare_graph,
 )
-from interactive_avatar.generator.model import WEIGHTS_NAME, ModelError, ModelFiles
+from interactive_avatar.generator.model import WEIGHTS_NAME, ModelError
 from interactive_avatar.generator.signatures import GraphSignature, TensorSpec
 from interactive_avatar.paths import cache_folder
 
@@ -108,6 +108,29 @@ def load_api(name: str = '') -> Api:
     raise EngineError(f'TensorRT cannot be used: {"; ".join(complaints)}')
 
 
+class GraphFiles(Protocol):
+    """Graphs on disk: `ModelFiles`, or those of another architecture."""
+
+    @property
+    def root(self) -> Path:
+        """Their folder."""
+        ...
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """File name -> hash."""
+        ...
+
+    @property
+    def graphs(self) -> dict[str, GraphSignature]:
+        """Graph -> its inputs and outputs."""
+        ...
+
+    def graph(self, name: str) -> Path:
+        """ONNX graph by name."""
+        ...
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """All that an engine depends on.
@@ -137,7 +160,7 @@ class EngineSpec:
     model: str = ''
 
     @classmethod
-    def of(cls, files: ModelFiles, graph: str, api: Api, compute_capability: str,
+    def of(cls, files: GraphFiles, graph: str, api: Api, compute_capability: str,
            precision: str) -> EngineSpec:
         """The spec of a model's graph on a card."""
         if precision not in PRECISIONS:
@@ -321,7 +344,7 @@ def progress(what: str, log: Log) -> Iterator[None]:
         teller.join()
 
 
-def ensure_engine(spec: EngineSpec, files: ModelFiles, api: Api, cache: EngineCache,
+def ensure_engine(spec: EngineSpec, files: GraphFiles, api: Api, cache: EngineCache,
                   build: bool, log: Log = LOG.info) -> bytes:
     """The plan of ``spec``; built once if it cannot be used and ``build`` allows it.
 
@@ -338,7 +361,7 @@ def ensure_engine(spec: EngineSpec, files: ModelFiles, api: Api, cache: EngineCa
     return cache.load(spec)
 
 
-def build_engine(spec: EngineSpec, files: ModelFiles, api: Api, cache: EngineCache,
+def build_engine(spec: EngineSpec, files: GraphFiles, api: Api, cache: EngineCache,
                  log: Log = LOG.info) -> Path:
     """Compile one graph and put it into the cache. Takes seconds to minutes.
 
@@ -372,7 +395,7 @@ def make_logger(trt: Any, complaints: list[str]) -> Any:
     return Logger()
 
 
-def _compile(spec: EngineSpec, files: ModelFiles, api: Api) -> bytes:
+def _compile(spec: EngineSpec, files: GraphFiles, api: Api) -> bytes:
     trt = api.trt
     graph = prepare_graph(files.graph(spec.graph), spec.precision).SerializeToString()
     complaints: list[str] = []

@@ -8,6 +8,7 @@ numpy are installed. Each part is written to the JSON file as soon as it is meas
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -188,6 +189,11 @@ def frames_per_s(stream: Stream, blocks: int, overlapped: bool) -> dict[str, flo
             'block_p99_ms': float(np.percentile(blocks_ms, 99))}
 
 
+def _allocated(device: torch.device) -> int:
+    """Bytes that tensors hold on the device; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
+
+
 def measure(backend: WanBackend, blocks: int, note: Callable[[str, Any], None]) -> Stream:
     """All figures of one backend."""
     c, timer = backend.config, Timer(backend)
@@ -203,7 +209,9 @@ def measure(backend: WanBackend, blocks: int, note: Callable[[str, Any], None]) 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     note('serial', frames_per_s(stream, blocks, False))
+    before = _allocated(backend.device)
     note('overlapped', frames_per_s(stream, blocks, True))
+    note('memory_growth_mib', (_allocated(backend.device) - before) / 2**20)
     runner, cache = backend.runner, stream.cache
     latents = torch.randn((1, c.chunk_latents, *c.latent_shape), device=backend.device)
     level = c.sampler.levels[0]
@@ -254,6 +262,24 @@ def decoding(backend: WanBackend, note: Callable[[str, Any], None]) -> None:
     note('decode_tflop', ops / 1e12)
     note('decode_tflops_reached',
          ops / Timer(backend)(lambda: backend.decoder(latents, state), 3) / 1e9)
+
+
+def floor(section: dict[str, Any], peak: dict[str, float], precision: str,
+          forwards: int, frames: int) -> dict[str, float]:
+    """Milliseconds of a block if all its products ran as fast as the card's one large product.
+
+    Args:
+        section: of `measure` and `decoding`. peak: of `peaks`. precision: of the layers' products;
+            attention and decoding run in bf16.
+        forwards: of the transformer per block. frames: of a block.
+    """
+    wide = peak['bf16_tflops']
+    narrow = peak.get('fp8_tflops', wide) if precision == 'fp8' else wide
+    ops = section['forward_tflop']
+    denoise = 1000.0 * forwards * (ops['products'] / narrow + ops['attention'] / wide)
+    decode = 1000.0 * section['decode_tflop'] / wide
+    return {'denoise_ms': denoise, 'decode_ms': decode,
+            'frames_per_s': 1000.0 * frames / (denoise + decode)}
 
 
 def peaks(device: torch.device) -> dict[str, float]:
@@ -320,9 +346,6 @@ def parity(network: WanTransformer) -> dict[str, float]:
         num_attention_heads=n.heads, attention_head_dim=n.head_width, text_dim=n.text_width,
         freq_dim=n.frequency_width, ffn_dim=n.ffn_width, num_layers=n.layers),
         weight.device, weight.dtype)
-    # to_empty has emptied the tables that no checkpoint holds.
-    rope = type(theirs.rope)(n.head_width, (1, n.patch, n.patch), 1024).to(weight.device)
-    theirs.rope = rope
     state = theirs.state_dict()
     for name, value in network.state_dict().items():
         for source, part in zip(source_names(name, 'diffusers'),
@@ -337,6 +360,9 @@ def parity(network: WanTransformer) -> dict[str, float]:
     for name, dtype in (('as_run', weight.dtype), ('float32', torch.float32)):
         network.to(dtype)
         theirs.to(dtype)
+        # The tables that no checkpoint holds were emptied by to_empty, and a cast rounds them.
+        theirs.rope = type(theirs.rope)(n.head_width, (1, n.patch, n.patch), 1024).to(
+            weight.device)
         expected = theirs(x.to(dtype).transpose(1, 2), torch.tensor([750.0], device=weight.device),
                           text.to(dtype), return_dict=False)[0].transpose(1, 2)
         # Audio attention adds something here: its weights are random. Left out, as in diffusers.
@@ -377,44 +403,52 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.skip_parity:
         try:
             top('relative_error_to_diffusers', parity(network))
-        except ImportError:
-            top('relative_error_to_diffusers', 'not measured: diffusers is not installed')
+        except Exception as error:  # a comparison that cannot be made costs no measurement
+            network.to(base)
+            top('relative_error_to_diffusers',
+                f'not measured: {type(error).__name__}: {error}')
         exact = velocities(network.float(), torch.float32)
         network.to(base)
         top('relative_error_to_float32', {str(base): relative_error(
             velocities(network, base), exact)})
-    decoder = build(lambda: StreamingDecoder(vae), torch.device(options.decode_device), base)
+    decode_device = torch.device(options.decode_device)
     precisions = args.precisions.split(',')
-    for precision in precisions:
-        section = result.setdefault(precision, {})
-        note = noting(section, f'{precision}: ')
+    # The light decoder with the last precision; what is quantised stays so.
+    cases = [(precision, False) for precision in precisions]
+    cases += [(precisions[-1], True)] if args.light else []
+    decoder: Any = None
+    for number, (precision, is_light) in enumerate(cases):
+        name = f'{precision}+light decoder' if is_light else precision
+        section = result.setdefault(name, {})
+        note = noting(section, f'{name}: ')
+        backend = None
         try:
+            if is_light:
+                decoder = build(lambda: LightDecoder(
+                    LightDecoderConfig.for_width(config.network.width)), decode_device, base)
+            elif decoder is None:
+                decoder = build(lambda: StreamingDecoder(vae), decode_device, base)
             backend = WanBackend(network, decoder, replace(options, precision=precision))
-            if exact is not None and precision == 'fp8':
+            if exact is not None and precision == 'fp8' and not is_light:
                 note('relative_error_to_float32',
-                     relative_error(velocities(network, base), exact))
+                     relative_error(velocities(network, backend.dtype), exact))
             measure(backend, args.blocks, note)
-            if precision == precisions[-1] and not args.quick:
+            decoding(backend, note)
+            if 'card_reaches' in result:
+                note('floor', floor(section, result['card_reaches'], precision,
+                                    len(config.sampler.levels) + 1,
+                                    FRAMES_PER_CHUNK * config.chunk_latents))
+            if not args.quick and (is_light or number == len(precisions) - 1):
                 note('first_frame_s', first_frame(backend))
-            if 'decode_tflop' not in result:
-                decoding(backend, top)
-        except Exception as error:  # the other precisions are still worth their time
+        except Exception as error:  # the other cases are still worth their time
             note('failed', f'{type(error).__name__}: {error}')
             if args.strict:
                 raise
-    if args.light:
-        last = precisions[-1]
-        note = noting(result.setdefault(f'{last}+light decoder', {}), f'{last}, light decoder: ')
-        light = build(lambda: LightDecoder(LightDecoderConfig.for_width(config.network.width)),
-                      torch.device(options.decode_device), base)
-        try:
-            # Quantised already where precision is fp8.
-            backend = WanBackend(network, light, replace(options, precision=last))
-            measure(backend, args.blocks, note)
-        except Exception as error:
-            note('failed', f'{type(error).__name__}: {error}')
-            if args.strict:
-                raise
+        # Graphs and caches go before those of the next case come.
+        del backend
+        gc.collect()
+        if device.type == 'cuda':
+            torch.cuda.empty_cache()
     top('seconds', time.perf_counter() - began)
     return result
 

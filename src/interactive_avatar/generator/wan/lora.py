@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -59,6 +59,25 @@ def add_lora(network: WanTransformer, rank: int, alpha: float | None = None,
 def lora_state(network: WanTransformer) -> dict[str, Tensor]:
     """The adapters' weights by name, to save."""
     return {name: value for name, value in network.state_dict().items() if '.lora_' in name}
+
+
+def folded(state: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
+    """The state of a network with adapters as that of one without: they are added to what they
+    adapt.
+
+    Args:
+        scale: alpha / rank of the adapters; 1 where `add_lora` was given no alpha.
+    """
+    made = {}
+    for name, value in state.items():
+        if '.lora_' in name:
+            continue
+        layer = name.removesuffix('.linear.weight')
+        down, up = state.get(f'{layer}.lora_a'), state.get(f'{layer}.lora_b')
+        if layer != name and down is not None and up is not None:
+            value = value + scale * (up.float() @ down.float()).to(value.dtype)
+        made[name.replace('.linear.', '.')] = value
+    return made
 
 
 def load_lora(network: WanTransformer, state: dict[str, Tensor]) -> None:

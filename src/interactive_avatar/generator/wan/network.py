@@ -22,6 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from interactive_avatar.generator.compressor import timestep_features
 from interactive_avatar.generator.denoiser import RMSNorm
@@ -31,8 +32,11 @@ from interactive_avatar.generator.wan.rope import chunk_table, rotate
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values [B, m, H, hw]."""
 
-Attention = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, 'Tensor | None']]
-"""(layer, q, k not rotated, v) -> attended [B, n, H · hw], and what memory gave or None."""
+Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, 'Tensor | None']]
+"""(q, k not rotated, v) -> attended [B, n, H · hw], and what memory gave or None."""
+
+Source = KeysValues | Tensor
+"""Keys and values made before, or the tokens [N, m, width] that a layer makes them of."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -57,6 +61,10 @@ class CrossAttention(nn.Module):
         self.norm_q = RMSNorm(width)
         self.norm_k = RMSNorm(width)
 
+    def pair(self, source: Source) -> KeysValues:
+        """Keys and values [N, m, H, hw] of what a layer is given."""
+        return self.project(source) if isinstance(source, Tensor) else source
+
     def project(self, source: Tensor) -> KeysValues:
         """Keys and values [N, m, H, hw] of source tokens [N, m, source_width]."""
         k = self.norm_k(self.k(source)).unflatten(-1, self.heads)
@@ -68,8 +76,15 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer in pieces; x is [B, F, n, width], modulation m [B, 6, F or 1, 1, width]: shift,
-    scale and gate of self-attention, then of the FFN, the block's table included."""
+    """One layer, whole or in pieces; x is [B, F, n, width], modulation m [B, 6, F or 1, 1,
+    width]: shift, scale and gate of self-attention, then of the FFN, the block's table included.
+
+    Attributes:
+        checkpointed: in training, keep only what enters the layer and compute the rest again in
+            the backward pass.
+    """
+
+    checkpointed = False
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -88,6 +103,35 @@ class Block(nn.Module):
         self.up = nn.Linear(width, n.ffn_width)
         self.down = nn.Linear(n.ffn_width, width)
         self.modulation = nn.Parameter(torch.randn(6, width) * width ** -0.5)
+
+    def forward(self, x: Tensor, shared: Tensor, self_attention: Attention, text: Source,
+                audio: Source | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole layer.
+
+        Args:
+            shared: modulation of `WanTransformer.modulate`, without the block's table.
+            text: [B, tokens, ·]. audio: [B · F, tokens, ·] or None.
+
+        Returns:
+            the next layer's x; keys (not rotated) and values [B, F · n, H, hw] of self-attention.
+        """
+        if self.checkpointed and torch.is_grad_enabled():
+            made: tuple[Tensor, Tensor, Tensor] = checkpoint(
+                self._forward, x, shared, self_attention, text, audio, use_reentrant=False)
+            return made
+        return self._forward(x, shared, self_attention, text, audio)
+
+    def _forward(self, x: Tensor, shared: Tensor, self_attention: Attention, text: Source,
+                 audio: Source | None) -> tuple[Tensor, Tensor, Tensor]:
+        m = shared + self.modulation.float()[:, None, None]
+        q, k, v = self.project(x, m)
+        x, query = self.after_self(x, m, *self_attention(q, k, v))
+        x, heard = self.after_text(x, attend(query, *self.text.pair(text)))
+        if heard is not None and audio is not None and self.audio is not None:
+            heard = attend(heard, *self.audio.pair(audio))
+        else:
+            heard = None
+        return self.after_audio(x, m, heard), k, v
 
     def project(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normed q and k, not rotated, and v of self-attention, each [B, F · n, H, hw]."""
@@ -285,48 +329,54 @@ class WanTransformer(nn.Module):
 
     # Conditions -----------------------------------------------------------------------------
 
-    def text_cache(self, text: Tensor) -> list[KeysValues]:
-        """Keys and values of a prompt in every layer, from text encoder states [B, n, text
-        width], padded here with zeros to ``text_tokens`` (Wan2.1 attends to the padding)."""
+    def text_tokens(self, text: Tensor) -> Tensor:
+        """Text encoder states [B, n, text width] -> tokens [B, text_tokens, width], padded with
+        zeros before they are embedded (Wan2.1 attends to the padding).
+
+        Raises:
+            ValueError: if they are too many or of another width.
+        """
         n = self.config.network
         if text.shape[1] > n.text_tokens or text.shape[2] != n.text_width:
             raise ValueError(f'text states are {list(text.shape)}; this model takes up to '
                              f'{n.text_tokens} tokens of width {n.text_width}')
-        embedded = self.text_embedding(F.pad(text, (0, 0, 0, n.text_tokens - text.shape[1])))
-        return [block.text.project(embedded) for block in self.layers]
+        embedded: Tensor = self.text_embedding(
+            F.pad(text, (0, 0, 0, n.text_tokens - text.shape[1])))
+        return embedded
 
-    def audio_cache(self, features: Tensor) -> list[KeysValues]:
-        """Keys and values of audio in every layer; features [N, window, layers, width], one
-        window for each of N latent frames; keys are [N, tokens, H, hw].
+    def text_cache(self, text: Tensor) -> list[KeysValues]:
+        """Keys and values of a prompt in every layer, from text encoder states."""
+        tokens = self.text_tokens(text)
+        return [block.text.project(tokens) for block in self.layers]
+
+    def audio_tokens(self, features: Tensor) -> Tensor:
+        """Features [N, window, layers, width], one window for each of N latent frames -> tokens
+        [N, tokens, token width].
 
         Raises:
             ValueError: if the model has no audio attention.
         """
         if self.audio_projector is None:
             raise ValueError('this model has no audio attention (audio.enabled is false)')
-        tokens = self.audio_projector(features)
+        tokens: Tensor = self.audio_projector(features)
+        return tokens
+
+    def audio_cache(self, features: Tensor) -> list[KeysValues]:
+        """Keys and values of audio in every layer, [N, tokens, H, hw] each, of features as in
+        `audio_tokens`."""
+        tokens = self.audio_tokens(features)
         return [cast(CrossAttention, block.audio).project(tokens) for block in self.layers]
 
     # Passes ---------------------------------------------------------------------------------
 
-    def layer(self, index: int, x: Tensor, m: Tensor, self_attention: Attention,
-              text: KeysValues, audio: KeysValues | None) -> Tensor:
-        """One block; see `Block` for x and m."""
-        block = self.layers[index]
-        attended, remembered = self_attention(index, *block.project(x, m))
-        x, query = block.after_self(x, m, attended, remembered)
-        x, heard = block.after_text(x, attend(query, *text))
-        if heard is None or audio is None:
-            return block.after_audio(x, m, None)
-        return block.after_audio(x, m, attend(heard, *audio))
-
-    def forward(self, latents: Tensor, level: Tensor, text: Sequence[KeysValues],
-                audio: Sequence[KeysValues] | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, level: Tensor, text: Sequence[Source],
+                audio: Sequence[Source] | None = None, mask: Tensor | None = None) -> Tensor:
         """All frames of a clip at once.
 
         Args:
             latents: [B, F, C, h, w] at noise ``level`` [B, F] in [0, 1].
-            text: of `text_cache`. audio: of `audio_cache` with N = B · F, or None.
+            text: of `text_cache`, or `text_tokens` for each layer. audio: of `audio_cache` or
+                `audio_tokens` with N = B · F, or None.
             mask: added to self-attention's scores [F · n, F · n]; None: every frame sees all.
 
         Returns:
@@ -334,16 +384,16 @@ class WanTransformer(nn.Module):
         """
         frames, rows, columns = latents.shape[1], *(
             side // self.config.network.patch for side in latents.shape[-2:])
-        cos, sin = (t.to(latents.device) for t in chunk_table(
-            self.config.network, range(frames), rows, columns))
+        cos, sin = self.table(f'clip of {frames}×{rows}×{columns}', latents.device,
+                              lambda: chunk_table(self.config.network, range(frames), rows,
+                                                  columns))
 
-        def self_attention(_: int, q: Tensor, k: Tensor,
-                           v: Tensor) -> tuple[Tensor, Tensor | None]:
+        def self_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
             return attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask), None
 
         embedded, shared = self.modulate(level)
         x = self.embed(latents)
-        for index in range(len(self.blocks)):
-            x = self.layer(index, x, self.of_layer(index, shared), self_attention, text[index],
-                           None if audio is None else audio[index])
+        for index, block in enumerate(self.layers):
+            x, _, _ = block(x, shared, self_attention, text[index],
+                            None if audio is None else audio[index])
         return self.velocity(x, embedded, latents.shape[-2])

@@ -276,6 +276,7 @@ def capture(run: Callable[[], Tensor], warm_up: int = 2) -> tuple[Any, Tensor]:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # PyTorch's own capture stream belongs to the card that captured first.
+    with torch.cuda.graph(graph, stream=side):
         out = run()
     return graph, out

@@ -88,6 +88,10 @@ class DecoderState:
             self._kept[name] = kept
         return kept
 
+    def keep(self, name: str, frames: Tensor) -> None:
+        """Remember a convolution's last two input frames [2, H, W, C]."""
+        self._kept[name].copy_(frames)
+
     def copy(self) -> DecoderState:
         """An independent copy."""
         other = DecoderState()
@@ -151,11 +155,15 @@ class CausalConv(nn.Module):
             self._flat = torch.stack([w[:, :, tap].contiguous() for tap in range(taps)])
 
     def forward(self, x: Tensor) -> Tensor:
+        taps, pad = self.weight.shape[2], self.weight.shape[3] // 2
+        frames = x.shape[0] - taps + 1
+        if torch.onnx.is_in_onnx_export():
+            # The weight under its own name, and the plainest operator.
+            y = F.conv3d(x.permute(3, 0, 1, 2)[None], self.weight, padding=(0, pad, pad))
+            return y[0].permute(1, 2, 3, 0)
         if self._flat is None:
             self.prepare()
         flat = cast(Tensor, self._flat)
-        taps, pad = self.weight.shape[2], self.weight.shape[3] // 2
-        frames = x.shape[0] - taps + 1
         if self.method == 'conv3d':
             y = F.conv3d(x.permute(3, 0, 1, 2)[None], flat, padding=(0, pad, pad))
             return y[0].permute(1, 2, 3, 0).contiguous()
@@ -379,7 +387,7 @@ class StreamingDecoder(nn.Module):
         if up.time_conv is not None and not first:
             kept = state.of(name, x, x.shape[-1])
             padded = torch.cat([kept, x])
-            kept.copy_(padded[-2:])
+            state.keep(name, padded[-2:])
             y = up.time_conv(padded) + up.time_conv.bias
             # Channels hold two frames each.
             x = y.unflatten(-1, (2, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
@@ -395,7 +403,7 @@ class StreamingDecoder(nn.Module):
         x = x + self.post_quant_conv.bias
         kept = state.of('in', x, x.shape[-1])
         padded = torch.cat([kept, x])
-        kept.copy_(padded[-2:])
+        state.keep('in', padded[-2:])
         pending: Pending = (d.conv_in(padded), d.conv_in.bias, None)
         mid = d.mid_block
         pending = self._residual('mid.0', cast(ResidualBlock, mid.resnets[0]), pending, state)
