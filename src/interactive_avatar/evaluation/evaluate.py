@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``avatar evaluate``: figures and pictures from a bag, or from a file of sentences."""
+"""``avatar evaluate``: figures and pictures from a bag, a model, others' videos or sentences."""
 
 from __future__ import annotations
 
@@ -124,6 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                              'report.html and report.json.')
     command.add_arguments(model)
     model.set_defaults(carry_out=command.evaluate_model)
+    from interactive_avatar.evaluation import videos as others
+
+    videos = kinds.add_parser('videos', help="other systems' videos, beside ours",
+                              description='Judge folders of videos that other systems made to '
+                              'the held-out sound, beside this generator and the true pictures; '
+                              'writes report.html, report.json and videos side by side.')
+    others.add_arguments(videos)
+    videos.set_defaults(carry_out=others.evaluate_videos)
     args = parser.parse_args(argv)
     try:
         return int(args.carry_out(args))
