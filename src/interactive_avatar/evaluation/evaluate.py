@@ -132,6 +132,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                               'writes report.html, report.json and videos side by side.')
     others.add_arguments(videos)
     videos.set_defaults(carry_out=others.evaluate_videos)
+    from interactive_avatar.evaluation import noise as again
+
+    noise = kinds.add_parser('noise', help='how much each metric moves when nothing has changed',
+                             description='Judge a bag again and again, several sessions of the '
+                             'same user, or generations with other seeds; prints the spread of '
+                             'each figure, writes noise.json and noise.md.')
+    again.add_arguments(noise)
+    noise.set_defaults(carry_out=again.evaluate_noise)
     args = parser.parse_args(argv)
     try:
         return int(args.carry_out(args))
