@@ -124,6 +124,7 @@ def session_figures(analysis: Analysis) -> dict[str, float]:
     seen = [value for value in seen if np.isfinite(value)]
     heard = [row['word_error_rate'] for row in result['turns'] if 'word_error_rate' in row]
     figures = {
+        'first picture (s)': _float(result['start']['first_chunk_s']),
         'answer after the last sound, p50 (s)': _float(result['response_latency_s']['p50']),
         'word error rate': float(np.mean(heard)) if heard else float('nan'),
         'switch to visible, mean (ms)': float(np.mean(seen)) if seen else float('nan'),
