@@ -30,7 +30,9 @@ def test_bag_in_metrics_out(session_bag: Path, tmp_path: Path,
                           '--said', str(said), '--no-judges']) == 0
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
     assert report['turns'][0]['word_error_rate'] == 0.0
-    assert capsys.readouterr().out.strip().endswith('report.html')
+    said = capsys.readouterr()
+    assert said.out.strip().endswith('report.html')
+    assert '8.0 s of session evaluated in ' in said.err
 
 
 def test_the_fixture_session_and_its_figures(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def load_expected(path: Path) -> list[Expected]:
 
 def evaluate_bag(args: argparse.Namespace) -> int:
     """Carry out ``avatar evaluate bag``."""
+    begun_s = time.monotonic()
     out = args.out or Path('out/evaluate') / args.bag.name
     said = args.said or args.bag.parent / 'said.json'
     expected = load_expected(said) if said.is_file() else []
@@ -54,6 +56,9 @@ def evaluate_bag(args: argparse.Namespace) -> int:
             print(f'{row["verdict"]:7} {row["name"]}: {row["first"]:.3f} against '
                   f'{row["second"]:.3f} {row["unit"]} (difference {row["low"]:+.3f} to '
                   f'{row["high"]:+.3f})')
+    # Not in the report, which is the same for the same bag.
+    print(f'{recording.seconds:.1f} s of session evaluated in {time.monotonic() - begun_s:.1f} s',
+          file=sys.stderr)
     print(out / ('report.html' if 'report.html' in result['files'] else 'report.md'))
     return 0
 
