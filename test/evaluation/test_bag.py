@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from rosbags.highlevel import AnyReader
 
 from interactive_avatar.evaluation.bag import (
+    RECORDED_TOPICS,
     BagError,
     BagWriter,
     avatar_typestore,
@@ -93,3 +96,17 @@ def test_writer_refuses_what_it_cannot_write(tmp_path: Path) -> None:
 def test_typestore_knows_the_messages() -> None:
     fields = avatar_typestore().fielddefs['avatar_bringup/msg/AvatarState'][1]
     assert 'next_prompt' in [field[0] for field in fields]
+
+
+def test_the_foxglove_layout_asks_for_what_bags_hold() -> None:
+    text = (Path(__file__).parents[2] / 'config' / 'foxglove_layout.json').read_text()
+    json.loads(text)
+    types = avatar_typestore()
+    recorded = {name if name.startswith('/') else f'/avatar/{name}': kind
+                for name, kind in RECORDED_TOPICS.items()}
+    asked = set(re.findall(r'"(/[a-z_/]+)(?:\.([a-z_]+))?', text))
+    assert {topic for topic, _ in asked} <= set(recorded)
+    assert len(asked) >= 6
+    for topic, field in asked:
+        names = [name for name, _ in types.fielddefs[recorded[topic]][1]]
+        assert not field or field in names, f'{topic}.{field}'

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 
 from interactive_avatar.evaluation import bench, bench_image, bench_lips, plots
 from interactive_avatar.media.clock import CHUNK_SAMPLES
+from interactive_avatar.training.speech.align import Phone, Word
 
 has_plots = importlib.util.find_spec('matplotlib') is not None
 has_ros = all(importlib.util.find_spec(name) for name in ('rclpy', 'avatar_bringup'))
@@ -117,9 +118,15 @@ def held_out(name: str, seed: int, lag: int = 0) -> tuple[bench_lips.HeldOut, np
 
 def test_held_out_performances_survive_a_file(tmp_path: Path) -> None:
     item, _ = held_out('one', 3)
+    item = replace(item, words=(
+        Word('my', (Phone('M', 0.5, 0.6), Phone('AY', 0.6, 0.8))),
+        Word('a', (Phone('AH', 0.8, 0.9),))))
     item.save(tmp_path)
     again, = bench_lips.load_set(tmp_path)
     assert again.name == 'one'
+    assert [(word.text, [phone.name for phone in word.phones]) for word in again.words] == [
+        ('my', ['M', 'AY']), ('a', ['AH'])]
+    assert again.words[1].start_s == pytest.approx(0.8)
     assert again.prompts == item.prompts
     assert (again.audio == item.audio).all()
     assert again.mouth_open == pytest.approx(item.mouth_open, abs=1e-3)
@@ -138,6 +145,19 @@ def test_lip_summary_of_known_lag() -> None:
     speaking = items[0].speaking()
     assert speaking[:100].all()
     assert not speaking[110:].any()
+
+
+def test_lips_that_close_where_they_should() -> None:
+    item, gap = held_out('one', 3)
+    item = replace(item, words=(
+        Word('my', (Phone('M', 0.8, 0.88), Phone('AY', 0.96, 1.04), Phone('S', 1.1, 1.2))),))
+    gap[:] = 0.5
+    gap[21] = 0.1  # the frame in which the middle of /m/, 0.84 s, lies
+    closed, opened = bench_lips.closures(item, gap)
+    assert (closed.tolist(), opened.tolist()) == ([0.1], [0.5])
+    assert bench_lips.closing([item], [gap]) == 1.0
+    assert bench_lips.closing([item], [1.0 - gap]) == 0.0
+    assert np.isnan(bench_lips.closing([held_out('two', 4)[0]], [gap]))
 
 
 def test_lip_summary_of_noise_is_near_zero() -> None:
@@ -191,6 +211,8 @@ def test_the_shipped_set_is_held_out_and_the_judge_agrees_with_the_truth() -> No
     assert ceiling['correlation'] > 0.9
     assert ceiling['lag_ms'] == 0.0
     assert ceiling['motion_in_silence'] < bench_lips.AIM_SILENCE_SHARE
+    assert ceiling['closing'] > 0.95
+    assert all(len(item.words) > 10 for item in items)
     assert ceiling['in_domain_sync_offset_ms_of_each'] == [0.0] * len(items)
     assert min(ceiling['in_domain_sync_confidence_of_each']) > 0.3
     assert ceiling['in_domain_sync_confidence_other_sound'] < 0.1

@@ -18,6 +18,7 @@ from interactive_avatar.evaluation.bag import read_bag
 from interactive_avatar.evaluation.session import analyse
 
 SOURCE = Path(evaluate.__file__).parents[2]
+FIXTURE = Path(__file__).parents[1] / 'data' / 'conversation'
 has_ros = all(importlib.util.find_spec(name) for name in ('rclpy', 'avatar_bringup'))
 
 
@@ -29,7 +30,34 @@ def test_bag_in_metrics_out(session_bag: Path, tmp_path: Path,
                           '--said', str(said), '--no-judges']) == 0
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
     assert report['turns'][0]['word_error_rate'] == 0.0
-    assert capsys.readouterr().out.strip().endswith('report.html')
+    said = capsys.readouterr()
+    assert said.out.strip().endswith('report.html')
+    assert '8.0 s of session evaluated in ' in said.err
+
+
+def test_the_fixture_session_and_its_figures(tmp_path: Path) -> None:
+    size = sum(path.stat().st_size for path in FIXTURE.rglob('*') if path.is_file())
+    assert size < 2_000_000
+    assert evaluate.main(['bag', str(FIXTURE / 'bag'), '--out', str(tmp_path)]) == 0
+    report = json.loads((tmp_path / 'report.json').read_text())
+    stream = report['stream']
+    # 382 chunks of 160 ms lie in the bag; the recorder was loaded, so two came late.
+    assert stream['audio']['received'] == report['messages']['/avatar/audio'] == 382
+    assert (stream['audio']['lost'], stream['audio']['late']) == (0, 2)
+    assert stream['seconds'] == pytest.approx(382 * 0.16, abs=0.17)
+    assert (stream['missed']['repeated'], stream['missed']['made']) == (252, 374)
+    # Twelve turns, five of them said aloud; seven were typed or seen.
+    assert [row['name'] for row in report['turns']] == [
+        'greeting', 'identity', 'glasses', 'capability', 'nod']
+    assert all(row['understood'] for row in report['turns'])
+    # "Oh there" for "Hello there": one word of six.
+    assert [row['word_error_rate'] for row in report['turns']] == [0.167, 0, 0, 0, 0]
+    assert report['response_latency_s']['p50'] == pytest.approx(3.654)
+    assert report['stages_s']['recognition']['p50'] == pytest.approx(0.942)
+    assert report['face'] is None
+    assert any('image_raw/compressed is not in the bag' in text for text in report['problems'])
+    assert 'UserPerception was written by another version' in ' '.join(report['problems'])
+    assert (tmp_path / 'report.html').stat().st_size > 50_000
 
 
 def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

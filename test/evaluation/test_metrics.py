@@ -186,3 +186,11 @@ def test_word_error_rate() -> None:
     assert metrics.word_error_rate("what's that", 'whats that') == 0.0
     with pytest.raises(ValueError, match='no words'):
         metrics.word_error_rate('...', 'a')
+
+
+def test_separation_by_hand() -> None:
+    # Pairs of (1, 3) with (2, 3, nan): 2 > 1, 3 > 1, 2 < 3, 3 = 3: (2 + ½) of 4.
+    assert metrics.separation([1.0, 3.0], [2.0, 3.0, float('nan')]) == pytest.approx(0.625)
+    assert metrics.separation([0.0, 0.1], [0.2, 5.0]) == 1.0
+    assert np.isnan(metrics.separation([], [1.0]))
+    assert np.isnan(metrics.separation([1.0], [float('nan')]))

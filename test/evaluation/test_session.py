@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from interactive_avatar.evaluation.bag import Diagnostic, Recording, read_bag
@@ -14,6 +15,7 @@ from interactive_avatar.evaluation.session import (
     Expected,
     measure,
     measure_missed,
+    measure_start,
     utterances,
 )
 
@@ -94,3 +96,13 @@ def test_repeated_chunks_are_counted_from_the_generator_s_own_figures(tmp_path: 
                              status(3, 1, 28), status(4, 1, 34)]
     assert measure_missed(recording) == {'repeated': 3, 'intervals': 4, 'made': 24,
                                          'clean_share': 0.5}
+
+
+def test_the_first_chunk_is_the_generators_own_figure(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    assert np.isnan(measure_start(recording)['first_chunk_s'])
+    recording.diagnostics = [
+        Diagnostic(second * 10**9, f'avatar/{node}', 0, '', {'first_chunk_s': text})
+        for second, node, text in ((0, 'face', '9.0'), (1, 'generator', '4.25'),
+                                   (2, 'generator', '4.25'))]
+    assert measure_start(recording)['first_chunk_s'] == 4.25

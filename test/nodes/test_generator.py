@@ -126,6 +126,15 @@ def test_pictures_and_sound_carry_the_stamps_of_one_clock(rig: Rig) -> None:
     assert twins and all(abs(raw - packed) <= 3 for raw, packed in twins)
 
 
+def test_how_long_the_first_chunk_took_is_told_once(rig: Rig) -> None:
+    rig.ready()
+    told = {pair.key: pair.value for pair in rig.node.diagnostics.status().values}
+    assert 0.0 < float(told['first_chunk_s']) < rig.node.diagnostics.process_age_s()
+    rig.spin_until(lambda: False, 0.5)
+    again = {pair.key: pair.value for pair in rig.node.diagnostics.status().values}
+    assert again['first_chunk_s'] == told['first_chunk_s']
+
+
 def test_speech_is_sounded_with_its_turn_and_ends_with_last(rig: Rig) -> None:
     rig.ready()
     for sequence in range(3):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from interactive_avatar.training.render import shapes
-from interactive_avatar.training.render.people import FORMAT, People, is_held_out
+from interactive_avatar.training.render.people import FORMAT, STRETCH, People, is_held_out
 from interactive_avatar.training.units import UNITS, index
 
 moderngl = pytest.importorskip('moderngl', reason='moderngl is not installed (extra: train)')
@@ -123,7 +123,12 @@ def test_a_population_put_together_anew_keeps_who_is_held_out(people_file: Path)
     for number, who in enumerate(other.identities):
         assert [row['part'] for row in who['parts']] == ['body', 'hat/test']
         place = other.place(number, 'hat/test', other.base(number))
-        np.testing.assert_allclose(place, people.place(0, 'hat/test', people.base(0)), atol=2e-4)
+        before = people.place(0, 'hat/test', people.base(0))
+        # All hats are one, so what is left of the blend is the stretch along each axis.
+        stretch = (place * before).sum(0) / (before ** 2).sum(0)
+        np.testing.assert_allclose(place, stretch * before, atol=2e-4)
+        assert (np.abs(stretch - 1.0) <= STRETCH + 1e-3).all()
+        assert (np.ptp(stretch) > 1e-3) != is_held_out(number)
 
 
 def test_missing_file_names_the_command(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from interactive_avatar.training.speech.align import Phone
 from interactive_avatar.training.speech.build import plausible, texts_for
 from interactive_avatar.training.speech.curves import MOUTH_UNITS, mouth_curves
 from interactive_avatar.training.speech.espeak import phones_from_events, to_arpabet
-from interactive_avatar.training.speech.pack import change_speed, pack, trim
+from interactive_avatar.training.speech.pack import change_speed, pack, phones_of, trim
 from interactive_avatar.training.speech.sentences import is_test_sentence, sentences, words
 from interactive_avatar.training.speech.voices import voices
 
@@ -105,6 +105,12 @@ def test_pack_and_load(tmp_path: Path) -> None:
     np.savez(cache / 'someone-0123.npz', audio=sound, starts=np.array([0, 16000, 28800]),
              lines=json.dumps(lines))
     pack(cache, tmp_path, minutes=0.06, seed=0)
+    phones = phones_of(cache, 'someone', train)
+    # 0.06 s of what came before are kept, behind four frames of silence.
+    assert phones == [Phone('AA', pytest.approx(0.22), pytest.approx(0.62)),
+                      Phone('B', pytest.approx(0.62), pytest.approx(1.02))]
+    assert phones_of(cache, 'some', train) is None
+    assert phones_of(cache, 'someone', 'Nobody said this.') is None
     library = SpeechLibrary.load(tmp_path / 'speech.npz')
     assert len(library.of_split('test')) == 1
     assert library.of_split('test')[0].text == test

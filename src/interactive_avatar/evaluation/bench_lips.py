@@ -35,9 +35,11 @@ from interactive_avatar.media.clock import (
     SAMPLES_PER_FRAME,
 )
 from interactive_avatar.media.picture import decode_image
+from interactive_avatar.training.speech.align import Phone, Word
 
 if TYPE_CHECKING:
     from interactive_avatar.training.performances import Performance
+    from interactive_avatar.training.speech.align import Aligner
     from interactive_avatar.training.speech.library import SpeechLibrary
 
 SHIPPED_SET = Path(__file__).parent / 'heldout'
@@ -52,6 +54,9 @@ IDENTITY_EVERY_FRAMES = 25
 LOOK_EVERY_FRAMES = 10
 FIRST_TEST_SEED = 9_000
 LEAST_SPEECH_SHARE = 0.4
+# Lips meet in these, whoever speaks; and these vowels part them most.
+BILABIALS = ('B', 'M', 'P')
+OPEN_VOWELS = ('AA', 'AE', 'AH', 'AO', 'AW', 'AY')
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class HeldOut:
         true_look: float32 [k, d], features (`model.frechet`) of every `LOOK_EVERY_FRAMES`-th true
             picture, may be empty.
         true_seam: change across chunk borders over that inside, of the true pictures; may be NaN.
+        words: what is said and when, with its phones; may be empty.
     """
 
     name: str
@@ -104,6 +110,7 @@ class HeldOut:
     true_look: NDArray[np.float32] = field(
         default_factory=lambda: np.zeros((0, 0), np.float32))
     true_seam: float = float('nan')
+    words: tuple[Word, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -130,7 +137,13 @@ class HeldOut:
             true_look=self.true_look.astype(np.float16), true_seam=np.array(self.true_seam),
             mouth_open=self.mouth_open.astype(np.float16), prompts=names,
             prompt_ids=ids.astype(np.int16), true_gap=self.true_gap.astype(np.float16),
-            true_identity=self.true_identity.astype(np.float32))
+            true_identity=self.true_identity.astype(np.float32),
+            words=np.array([word.text for word in self.words], 'U'),
+            phones=np.array([phone.name for word in self.words for phone in word.phones], 'U'),
+            phone_words=np.array([number for number, word in enumerate(self.words)
+                                  for _ in word.phones], np.int16),
+            phone_times_s=np.array([(phone.start_s, phone.end_s) for word in self.words
+                                    for phone in word.phones], np.float32).reshape(-1, 2))
         return path
 
     @classmethod
@@ -148,10 +161,20 @@ class HeldOut:
                            tuple(str(data['prompts'][i]) for i in data['prompt_ids']),
                            data['true_gap'].astype(np.float32),
                            data['true_identity'].astype(np.float64),
-                           data['true_look'].astype(np.float32), float(data['true_seam']))
+                           data['true_look'].astype(np.float32), float(data['true_seam']),
+                           _words(data))
         except KeyError as error:
             raise ValueError(f'{path} is not a performance of a held-out set: {error}; make the '
                              f'set again with `avatar bench lips --make-set`') from error
+
+
+def _words(data: Any) -> tuple[Word, ...]:
+    phones: list[list[Phone]] = [[] for _ in data['words']]
+    for word, name, (start_s, end_s) in zip(data['phone_words'], data['phones'],
+                                            data['phone_times_s'].tolist(), strict=True):
+        phones[word].append(Phone(str(name), start_s, end_s))
+    return tuple(Word(str(text), tuple(mine))
+                 for text, mine in zip(data['words'], phones, strict=True))
 
 
 def load_set(folder: Path, limit: int = 0) -> list[HeldOut]:
@@ -175,13 +198,37 @@ def _talks(play: Performance, library: SpeechLibrary) -> bool:
         spoken >= LEAST_SPEECH_SHARE * play.frames
 
 
+def _said(play: Performance, library: SpeechLibrary, voices: Path, aligner: Aligner
+          ) -> tuple[Word, ...]:
+    """What is said in a performance, as the voices were aligned when the library was built."""
+    from interactive_avatar.training.speech.align import group
+    from interactive_avatar.training.speech.pack import phones_of
+    from interactive_avatar.training.speech.sentences import words
+
+    said: list[Word] = []
+    for placed in play.speech:
+        utterance = library.utterances[placed.utterance]
+        phones = phones_of(voices, utterance.voice, utterance.text)
+        if phones is None:
+            raise FileNotFoundError(
+                f'{voices} has no phones of {utterance.voice} saying {utterance.text!r}: build '
+                f'the speech library with "python -m interactive_avatar.training.speech.build"')
+        start_s = placed.start_frame / FRAME_RATE_HZ
+        texts = words(utterance.text)
+        said += group(texts, [Phone(phone.name, phone.start_s + start_s, phone.end_s + start_s)
+                              for phone in phones], [aligner.pronunciation(t) for t in texts])
+    # The last sentence may be cut by the end of the performance.
+    end_s = play.frames / FRAME_RATE_HZ
+    return tuple(word for word in said if word.end_s <= end_s)
+
+
 def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: float) -> list[Path]:
     """Compose, render and judge performances of the test split.
 
     Args:
         folder: where to write them.
         people: baked people.
-        speech: packed speech library (``speech.npz``), with its sound beside it.
+        speech: packed speech library (``speech.npz``), with its sound and voices beside it.
         count: how many, each of another person.
         seconds: length of each.
 
@@ -194,9 +241,10 @@ def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: floa
     """
     from interactive_avatar.training.performances import compose
     from interactive_avatar.training.render.renderer import Renderer
+    from interactive_avatar.training.speech.align import Aligner
     from interactive_avatar.training.speech.library import SpeechLibrary
 
-    library = SpeechLibrary.load(speech)
+    library, aligner = SpeechLibrary.load(speech), Aligner()
     renderer = Renderer(people)
     held_out = renderer.people.split(held_out=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +267,8 @@ def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: floa
                 tuple(play.prompt_at(frame) for frame in range(0, play.frames, FRAMES_PER_CHUNK)),
                 mesh.track(frames).lip_gap.astype(np.float32), known,
                 np.array([frechet.features(frame) for frame in frames[::LOOK_EVERY_FRAMES]]),
-                metrics.seam_ratio(frames))
+                metrics.seam_ratio(frames),
+                _said(play, library, speech.with_name('voices'), aligner))
             paths.append(item.save(folder))
             print(paths[-1], file=sys.stderr, flush=True)
     renderer.close()
@@ -270,6 +319,46 @@ def sync_fits(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]], shi
     return scorer.measure(clips), scorer.measure(others), [scorer.measure([one]) for one in clips]
 
 
+def closures(item: HeldOut, gap: NDArray[np.float64]) -> tuple[NDArray[np.float64],
+                                                               NDArray[np.float64]]:
+    """Lip gap in the middle of the phones that need the lips to meet, and of open vowels.
+
+    Args:
+        item: a performance whose words are known.
+        gap: float64 [n], lip gap by the judge, NaN without a face.
+
+    Returns:
+        float64 [c] at /b m p/ and float64 [v] at `OPEN_VOWELS`, NaN where no face was found.
+    """
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for word in item.words:
+        for phone in word.phones:
+            frame = int((phone.start_s + phone.end_s) / 2 * FRAME_RATE_HZ)
+            if phone.name in (*BILABIALS, *OPEN_VOWELS) and frame < gap.size:
+                found[phone.name in BILABIALS].append(float(gap[frame]))
+    return np.array(found[True]), np.array(found[False])
+
+
+def closing(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> float:
+    """How surely lips are closer in /b m p/ than in open vowels of the same performance.
+
+    It knows nothing of how wide a system opens the mouth, or of the curves that this project's
+    renders move by: only which phone is heard.
+
+    Args:
+        items: the performances.
+        gaps: float64 [n] each, lip gap by the judge, NaN without a face.
+
+    Returns:
+        1 if each closure is closer than each vowel, 0.5 by chance; mean over performances, NaN
+        without any that has both.
+    """
+    each = [metrics.separation(*closures(item, gap))
+            for item, gap in zip(items, gaps, strict=True)]
+    known = [value for value in each if np.isfinite(value)]
+    return float(np.mean(known)) if known else float('nan')
+
+
 def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     """Fit of measured lip gaps to the truth and to the sound, and motion of the mouth in silence.
 
@@ -293,7 +382,7 @@ def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> 
             'correlation_of_each': [fit.correlation for fit in fits],
             'lag_ms_of_each': [fit.lag_ms for fit in fits],
             'motion_in_silence': float(np.mean(known)) if known else float('nan'),
-            'frames': whole.frames,
+            'frames': whole.frames, 'closing': closing(items, gaps),
             'in_domain_sync_confidence': heard.confidence,
             'in_domain_sync_distance': heard.distance,
             'in_domain_sync_offset_ms': heard.offset_ms,
@@ -377,6 +466,8 @@ def _print(result: dict[str, Any]) -> None:
                             ('lag_ms', 'lag (ms, + is late)', f'±{AIM_LAG_MS:.0f}'),
                             ('motion_in_silence', 'motion in silence / in speech',
                              f'< {AIM_SILENCE_SHARE}'),
+                            ('closing', 'lips closer in /b m p/ than in open vowels (0.5: '
+                             'chance)', ''),
                             ('in_domain_sync_confidence', 'in-domain sync: confidence', ''),
                             ('in_domain_sync_confidence_other_sound',
                              "the same with another performance's sound", '0'),

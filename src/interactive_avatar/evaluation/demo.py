@@ -149,11 +149,15 @@ def run_client(out: Path, environment: dict[str, str], namespace: str, ready_tim
 
 
 def expected_from_log(path: Path) -> list[Expected]:
-    """What the client said when, from its ``said.json``; empty if there is none."""
+    """What the client said aloud when, from its ``said.json``; empty if there is none.
+
+    Lines that were typed and users who came or left are not there: nobody had to hear them.
+    """
     if not path.is_file():
         return []
     return [Expected(row['name'], row['text'], row['intent'], row['start_ns'])
-            for row in json.loads(path.read_text(encoding='utf-8'))]
+            for row in json.loads(path.read_text(encoding='utf-8'))
+            if row.get('kind', 'said') == 'said']
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``avatar evaluate``: figures and pictures from a bag, or from a file of sentences."""
+"""``avatar evaluate``: figures and pictures from a bag, a model, others' videos or sentences."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def load_expected(path: Path) -> list[Expected]:
 
 def evaluate_bag(args: argparse.Namespace) -> int:
     """Carry out ``avatar evaluate bag``."""
+    begun_s = time.monotonic()
     out = args.out or Path('out/evaluate') / args.bag.name
     said = args.said or args.bag.parent / 'said.json'
     expected = load_expected(said) if said.is_file() else []
@@ -54,6 +56,9 @@ def evaluate_bag(args: argparse.Namespace) -> int:
             print(f'{row["verdict"]:7} {row["name"]}: {row["first"]:.3f} against '
                   f'{row["second"]:.3f} {row["unit"]} (difference {row["low"]:+.3f} to '
                   f'{row["high"]:+.3f})')
+    # Not in the report, which is the same for the same bag.
+    print(f'{recording.seconds:.1f} s of session evaluated in {time.monotonic() - begun_s:.1f} s',
+          file=sys.stderr)
     print(out / ('report.html' if 'report.html' in result['files'] else 'report.md'))
     return 0
 
@@ -124,6 +129,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                              'report.html and report.json.')
     command.add_arguments(model)
     model.set_defaults(carry_out=command.evaluate_model)
+    from interactive_avatar.evaluation import videos as others
+
+    videos = kinds.add_parser('videos', help="other systems' videos, beside ours",
+                              description='Judge folders of videos that other systems made to '
+                              'the held-out sound, beside this generator and the true pictures; '
+                              'writes report.html, report.json and videos side by side.')
+    others.add_arguments(videos)
+    videos.set_defaults(carry_out=others.evaluate_videos)
+    from interactive_avatar.evaluation import noise as again
+
+    noise = kinds.add_parser('noise', help='how much each metric moves when nothing has changed',
+                             description='Judge a bag again and again, several sessions of the '
+                             'same user, or generations with other seeds; prints the spread of '
+                             'each figure, writes noise.json and noise.md.')
+    again.add_arguments(noise)
+    noise.set_defaults(carry_out=again.evaluate_noise)
     args = parser.parse_args(argv)
     try:
         return int(args.carry_out(args))

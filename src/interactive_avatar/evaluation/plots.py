@@ -26,6 +26,23 @@ class PlotsMissing(RuntimeError):
     """Matplotlib is not installed; the message has the command."""
 
 
+def canvas(size_inches: tuple[float, float], dpi: int = DPI) -> Any:
+    """An empty figure of a size (width, height), laid out so that nothing overlaps.
+
+    Raises:
+        PlotsMissing: without matplotlib.
+    """
+    try:
+        figure_module = importlib.import_module('matplotlib.figure')
+        backend = importlib.import_module('matplotlib.backends.backend_agg')
+    except ImportError as error:
+        raise PlotsMissing(f'{error}: {COMMAND}') from error
+    # No pyplot: no global state and no display, so any thread of any program may draw.
+    figure = figure_module.Figure(figsize=size_inches, dpi=dpi, layout='constrained')
+    backend.FigureCanvasAgg(figure)
+    return figure
+
+
 def new_figure(rows: int = 1, columns: int = 1, row_inches: float = SIZE_INCHES[1],
                sharex: bool = False) -> tuple[Any, Any]:
     """A figure and its axes [rows][columns].
@@ -33,15 +50,7 @@ def new_figure(rows: int = 1, columns: int = 1, row_inches: float = SIZE_INCHES[
     Raises:
         PlotsMissing: without matplotlib.
     """
-    try:
-        figure_module = importlib.import_module('matplotlib.figure')
-        canvas = importlib.import_module('matplotlib.backends.backend_agg')
-    except ImportError as error:
-        raise PlotsMissing(f'{error}: {COMMAND}') from error
-    # No pyplot: no global state and no display, so any thread of any program may draw.
-    figure = figure_module.Figure(figsize=(SIZE_INCHES[0], row_inches * rows), dpi=DPI,
-                                  layout='constrained')
-    canvas.FigureCanvasAgg(figure)
+    figure = canvas((SIZE_INCHES[0], row_inches * rows))
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex)
 
 

@@ -493,14 +493,9 @@ def bag_name(recording: Recording) -> str:
 
 
 def measure_start(recording: Recording) -> dict[str, Any]:
-    """From the start of the graph to the first picture and sound, where the recorder noted it."""
-    noted = recording.custom.get('graph_started_ns', '')
-    began = int(noted) if noted.isdigit() else 0
-
-    def after(items: Sequence[Picture | Sound]) -> float:
-        return (items[0].arrival_ns - began) / NS_PER_S if began and items else float('nan')
-
-    return {'first_picture_s': after(recording.pictures), 'first_sound_s': after(recording.audio)}
+    """From the start of the generator's process to its first chunk, as the node reports it."""
+    told = node_series(recording, 'generator', 'first_chunk_s')[1]
+    return {'first_chunk_s': float(told[0]) if told.size else float('nan')}
 
 
 @dataclass

@@ -489,9 +489,10 @@ def _cards(result: dict[str, Any]) -> list[Card]:
         seam = face['seam_ratio']
         cards.append(Card('seam ratio', number(seam), '1 is seamless',
                           tone(None if seam is None else seam <= 1.1)))
-    first = result['start']['first_picture_s']
+    first = result['start']['first_chunk_s']
     if first is not None:
-        cards.append(Card('first picture', number(first, 's'), 'after the graph was started'))
+        cards.append(Card('first picture', number(first, 's'),
+                          "after the generator's process was started"))
     return cards
 
 

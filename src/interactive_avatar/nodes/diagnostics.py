@@ -53,6 +53,10 @@ class Diagnostics:
             self._sources.clear()
             self.values.clear()
 
+    def process_age_s(self) -> float:
+        """Seconds since this process was started."""
+        return time.time() - self._process.create_time()
+
     def state(self, message: str, level: bytes = OK) -> None:
         """Set the lasting condition of the node, such as ``active``."""
         with self._lock:

@@ -148,6 +148,7 @@ class GeneratorNode(AvatarNode):
 
     options_class = GeneratorOptions
     options: GeneratorOptions
+    _first_chunk_told = False
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__('generator', **arguments)
@@ -254,6 +255,10 @@ class GeneratorNode(AvatarNode):
     # What leaves ----------------------------------------------------------------------------
 
     def _publish_slot(self, slot: Slot) -> None:
+        if slot.index == 0 and not self._first_chunk_told:
+            # Once: a node that is activated again has loaded its model before.
+            self._first_chunk_told = True
+            self.diagnostics.values['first_chunk_s'] = round(self.diagnostics.process_age_s(), 2)
         self._audio.publish(audio_message(
             slot.audio, slot.stamp_ns, sequence=slot.index, turn_id=slot.turn_id, last=slot.last,
             source='avatar'))

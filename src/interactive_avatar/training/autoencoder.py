@@ -10,6 +10,11 @@ survives the errors of a denoiser.
 The picture error is weighted around mouth and eyes, whose blur costs most: a latent cell covers
 16×16 pixels of four frames, and a face is judged by a few of them. A small head reads the mouth's
 and eyes' units off the latent cells under them, so that the latent keeps what moves.
+
+Where mouth and eyes were in the frame shown last and in the reference picture is known, so the two
+flows of the decoder are told there. Without it they settle for the middle of a chunk: the picture
+error of half a pixel is small, and what is wrong shows only as a jump at each border
+(`evaluation.model.seams`).
 """
 
 from __future__ import annotations
@@ -49,6 +54,7 @@ class AutoencoderOptions:
     gradient_weight: float = 1.0
     temporal_weight: float = 1.0
     candidates_weight: float = 0.1
+    flow_weight: float = 2.0
     probe_weight: float = 0.3
     latent_noise: float = 0.3
     last_noise: float = 0.03
@@ -81,6 +87,7 @@ class Step(NamedTuple):
     Attributes:
         frames: [B, 1 + n, 3, H, W] in [-1, 1], the first being the one before.
         marks: [B, n, 3, 2] in pixels; units: [B, n, k].
+        last_marks, picture_marks: [B, 3, 2], of the frame shown last and of the reference.
         predicted: the denoiser's idea of the latents, [B, chunks, C, h, w], or None.
         uses_predicted: bool [B], whether a stream is to be decoded from it.
     """
@@ -88,6 +95,8 @@ class Step(NamedTuple):
     frames: Tensor
     marks: Tensor
     units: Tensor
+    last_marks: Tensor
+    picture_marks: Tensor
     predicted: Tensor | None
     uses_predicted: Tensor
 
@@ -112,6 +121,8 @@ class Streams:
         self._uses_predicted = torch.zeros(count, dtype=torch.bool, device=device)
         self.picture = torch.zeros(count, 3, side, side, device=device)
         self.last = torch.zeros_like(self.picture)
+        self._picture_marks = torch.zeros(count, 3, 2, device=device)
+        self._last_marks = torch.zeros_like(self._picture_marks)
         self.previous = torch.zeros(count, config.latent_channels, config.latent_px,
                                     config.latent_px, device=device)
         self.fresh = torch.ones(count, dtype=torch.bool, device=device)
@@ -139,6 +150,9 @@ class Streams:
         fresh = self.fresh[:, None, None, None]
         self.picture = torch.where(fresh, picture, self.picture)
         self.last = torch.where(fresh, picture, self.last)
+        marks = shard.marks[self._clip, seen]
+        self._picture_marks = torch.where(fresh[..., 0], marks, self._picture_marks)
+        last_marks = torch.where(fresh[..., 0], marks, self._last_marks)
         moving = ~self._chance(options.still_share)
         step = torch.arange(self._step, device=self._at.device)[None]
         index = self._at[:, None] + step * moving[:, None]
@@ -152,8 +166,10 @@ class Streams:
         result = Step(as_input(shard.frames[self._clip[:, None], shown]),
                       shard.marks[self._clip[:, None], index],
                       shard.probe_units[self._clip[:, None], index],
+                      last_marks, self._picture_marks,
                       predicted, self._uses_predicted & moving)
         self._at = torch.where(moving, self._at + self._step, self._at)
+        self._last_marks = result.marks[:, -1]
         return result
 
     def keep(self, last: Tensor, previous: Tensor) -> None:
@@ -230,7 +246,8 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     while (progress := budget.progress()) < 1.0:
         for group in optimiser.param_groups:
             group['lr'] = learning_rate(progress, options.peak_rate)
-        frames, marks, units, predicted, uses_predicted = streams.next()
+        frames, marks, units, last_marks, picture_marks, predicted, uses_predicted = \
+            streams.next()
         before, true = frames[:, 0], frames[:, 1:]
         weight = face_weight(marks, frames.shape[-1], options)
         chunks = true.unflatten(1, (options.chunks, FRAMES_PER_CHUNK))
@@ -253,13 +270,14 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
                                    streams.previous)
             spoilt = options.last_noise * torch.rand(len(latents), 1, 1, 1, device=device)
             last = streams.last + spoilt * torch.randn_like(streams.last)
-            made, drawn, carried, kept = unroll(
+            made, drawn, carried, kept, flows = unroll(
                 model.decoder, noisy, Sight(previous, last, reference, streams.picture))
         picture, plain = loss_function(made, true, weight, streams.last, before, ~streams.fresh,
                                        options)
         each = candidates_function(drawn, carried, kept, true, weight)
-        loss = picture + options.candidates_weight * each
-        figures = {'loss': picture, 'l1': plain, 'candidates': each}
+        astray = flow_loss(flows, marks, last_marks, picture_marks)
+        loss = picture + options.candidates_weight * each + options.flow_weight * astray
+        figures = {'loss': picture, 'l1': plain, 'candidates': each, 'flow': astray}
         if not frozen:
             clean = latents[:, :-1].flatten(0, 1)
             groups = (options.chunks, FRAMES_PER_CHUNK)
@@ -284,12 +302,37 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
 
 def _unroll(decoder: Decoder, latents: Tensor, sight: Sight) -> tuple[Tensor, ...]:
     """Frames of successive chunks [B, n, C, h, w] and their candidates (see `Decoder.blend`),
-    each [B, 4 n, 3, H, W]."""
+    each [B, 4 n, 3, H, W], and the flows [B, 4 n, 2, 2, H, W]."""
     steps = []
     for latent in latents.unbind(1):
-        steps.append(tuple(part.float() for part in decoder.blend(latent, sight)))
+        *pictures, flow = decoder.blend(latent, sight)
+        steps.append(tuple(part.float() for part in (*pictures, flow.transpose(1, 2))))
         sight = sight._replace(previous=latent, last=steps[-1][0][:, -1].clamp(-1.0, 1.0))
     return tuple(torch.cat(parts, 1) for parts in zip(*steps, strict=True))
+
+
+def flow_loss(flows: Tensor, marks: Tensor, last: Tensor, picture: Tensor) -> Tensor:
+    """How far the flows at mouth and eyes lead astray, in half pictures; 0 if none is in view.
+
+    Args:
+        flows: [B, n, 2, 2, H, W] in half pictures, of the frame shown before the chunk and of the
+            reference; n = 4 · chunks.
+        marks: [B, n, 3, 2] in pixels (x, y); last, picture: [B, 3, 2], where they were in the
+            frame shown before the first chunk and in the reference.
+    """
+    side = flows.shape[-1]
+    # A chunk goes on from the frame before it, which is the last one of the chunk before.
+    ends = torch.cat([last[:, None], marks[:, FRAMES_PER_CHUNK - 1:-1:FRAMES_PER_CHUNK]], 1)
+    before = ends.repeat_interleave(FRAMES_PER_CHUNK, 1)
+    sources = torch.stack([before, picture[:, None].expand_as(before)], 2)
+    at = marks[:, :, None].expand_as(sources)
+    wanted = (sources - at) * (2.0 / side)
+    grid = at * (2.0 / side) - 1.0
+    found = F.grid_sample(flows.flatten(0, 2), grid.flatten(0, 2)[:, None], align_corners=False)
+    found = found[:, :, 0].unflatten(0, flows.shape[:3]).transpose(-1, -2)
+    inside = ((grid.abs() < 1.0) & ((sources * (2.0 / side) - 1.0).abs() < 1.0)).all(-1)
+    error = (found - wanted).abs().mean(-1) * inside
+    return error.sum() / inside.sum().clamp_min(1)
 
 
 def candidates_loss(drawn: Tensor, last: Tensor, reference: Tensor, true: Tensor,

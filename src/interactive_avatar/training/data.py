@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +45,6 @@ class ShardOptions:
     seconds: int = 40
     first_seed: int = 0
     split: str = 'train'
-    processes: int = 12
     render_seconds: float = 150.0
     recombine: bool = True
 
@@ -94,25 +91,11 @@ def bake_prompts(path: Path, tokens: int) -> None:
                         lengths=np.array([len(state) for state in encoded], np.int64))
 
 
-def compose_many(seeds: Sequence[int], speech: Path, people: Path, seconds: int, split: str,
-                 processes: int) -> list[Performance]:
-    """Performances of the seeds, in order, composed in parallel."""
-    one = partial(_compose_one, speech=speech, people=people, seconds=seconds, split=split)
-    if processes <= 1:
-        return [one(seed) for seed in seeds]
-    with ProcessPoolExecutor(processes, mp_context=get_context('spawn')) as pool:
-        return list(pool.map(one, seeds, chunksize=max(1, len(seeds) // (processes * 2))))
-
-
-_LIBRARIES: dict[Path, SpeechLibrary] = {}
-_PEOPLE: dict[Path, int] = {}
-
-
-def _compose_one(seed: int, speech: Path, people: Path, seconds: int, split: str) -> Performance:
-    if speech not in _LIBRARIES:
-        _LIBRARIES[speech] = SpeechLibrary.load(speech)
-        _PEOPLE[people] = len(People(people))
-    return compose(seed, range(_PEOPLE[people]), _LIBRARIES[speech], seconds=seconds, split=split)
+def compose_many(seeds: Sequence[int], speech: Path, people: int, seconds: int,
+                 split: str) -> list[Performance]:
+    """Performances of the seeds, in order, by some of ``people`` identities."""
+    library = SpeechLibrary.load(speech)
+    return [compose(seed, range(people), library, seconds=seconds, split=split) for seed in seeds]
 
 
 class Shard:
@@ -160,15 +143,15 @@ class Shard:
         """Compose and render a shard."""
         start = time.monotonic()
         seeds = range(options.first_seed, options.first_seed + options.clips)
-        performances = compose_many(seeds, speech, people, options.seconds, options.split,
-                                    options.processes)
+        population = People(people)
+        if options.recombine:
+            population = population.recombined(options.first_seed)
+        performances = compose_many(seeds, speech, len(population), options.seconds,
+                                    options.split)
         say(f'composed {len(performances)} performances in {time.monotonic() - start:.1f} s')
         shard = cls(performances, device, config, options.first_seed)
         start = time.monotonic()
         side = config.autoencoder.picture_px
-        population = People(people)
-        if options.recombine:
-            population = population.recombined(options.first_seed)
         renderer = Renderer(population, size=side, device_index=device_index)
         shard.frames = torch.empty((len(performances), shard.length, side, side, 3),
                                    dtype=torch.uint8, device=device)
@@ -266,6 +249,20 @@ class Shard:
     def state(self) -> dict[str, Tensor]:
         """What the denoiser's stage needs, to be kept on disk between calls."""
         return {name: getattr(self, name) for name in ENCODED}
+
+    def extend(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Add encoded clips of equal length.
+
+        Raises:
+            ValueError: if theirs differs.
+        """
+        for state in states:
+            if state['mouth'].shape[1] != self.length:
+                raise ValueError(f'clips of {state["mouth"].shape[1]} frames do not fit those of '
+                                 f'{self.length}: render all with the same --clip-seconds')
+        for name in ENCODED:
+            setattr(self, name, torch.cat([getattr(self, name),
+                                           *(state[name].to(self.device) for state in states)]))
 
     @classmethod
     def of(cls, states: Sequence[dict[str, Tensor]], config: GeneratorConfig,

@@ -27,6 +27,7 @@ from interactive_avatar.generator.networks import Generator
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.audio import train_audio
 from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
+from interactive_avatar.training.clips import ClipFolder, encode, require_encoder
 from interactive_avatar.training.common import Process, join_parts, options_from, save_parts
 from interactive_avatar.training.data import Prompts, Shard, ShardOptions
 from interactive_avatar.training.denoiser import (
@@ -81,6 +82,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help='earlier weights: a safetensors file, a folder with '
                              f'{WEIGHTS} or its parts, or a released model')
     parser.add_argument('--out', type=Path, default=Path('out/train'))
+    parser.add_argument('--shards', type=Path,
+                        help="folder into which 'avatar render' writes clips, before or while the "
+                             f'stage runs, instead of rendering first ({", ".join(STAGES)})')
     parser.add_argument('--clips', type=int, default=150, help='clips per process')
     parser.add_argument('--clip-seconds', type=int, default=40)
     parser.add_argument('--render-seconds', type=float, default=150.0,
@@ -116,18 +120,19 @@ def main(argv: list[str] | None = None) -> int:
                                misfits=args.stage in STAGES)
     elif (args.state / WEIGHTS).is_file():
         generator.load(args.state / WEIGHTS)
-    if args.stage != 'autoencoder' and any(
-            name.startswith(('autoencoder.encoder.', 'autoencoder.latent_')) for name in fresh) \
-            and not (args.state / 'latents0.pt').is_file():
-        raise ValueError(f'{str(args.weights)!r} lacks the encoder or the scale of its latents, '
-                         f'which clips are encoded with: give whole weights with --weights')
+    folder = None
+    if args.shards is not None and args.stage in STAGES:
+        folder = ClipFolder(args.shards, process, config, say)
+    elif args.stage != 'autoencoder' and not (args.state / 'latents0.pt').is_file():
+        require_encoder(fresh, args.weights)
     generator.to(process.device)
-    shard = prepare_shard(args, config, generator, process, say)
+    shard = folder.first(args.seed, args.render_seconds) if folder is not None else \
+        prepare_shard(args, config, generator, process, say)
     if args.seconds <= 0 and not args.steps:
         leave(process)
         return 0
     if args.stage in STAGES:
-        train_stage(args, config, generator, shard, process, say, fresh)
+        train_stage(args, config, generator, shard, process, say, fresh, folder)
         leave(process)
         return 0
     if args.stage == 'autoencoder':
@@ -180,7 +185,7 @@ def weights_file(path: Path, name: str) -> Path:
 
 def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
                 shard: Shard, process: Process, say: Callable[[str], None],
-                fresh: frozenset[str]) -> None:
+                fresh: frozenset[str], folder: ClipFolder | None) -> None:
     """Run one of `STAGES`, and write the averaged weights and a sheet of samples."""
     untrained = [n for n in fresh if n.startswith(('denoiser.', 'audio.', 'autoencoder.encoder'))]
     if untrained:
@@ -189,7 +194,8 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
                          f'those of the denoiser stage with --weights')
     run = Run(out=args.out, state=args.state, seconds=args.seconds, steps=args.steps,
               until=args.until, resume=args.resume, seed=args.seed, accumulate=args.accumulate,
-              checkpoint_seconds=args.checkpoint_seconds, sharded=args.fsdp)
+              checkpoint_seconds=args.checkpoint_seconds, sharded=args.fsdp,
+              between=None if folder is None else folder.poll)
     prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens, process.device)
     trainee = Trainee(generator.audio, generator.denoiser).to(process.device)
     process.share_weights(trainee)
@@ -257,8 +263,7 @@ def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: 
     people, speech = args.assets / 'people.npz', args.assets / 'speech' / 'speech.npz'
     options = ShardOptions(clips=args.clips, seconds=args.clip_seconds,
                            render_seconds=args.render_seconds,
-                           first_seed=1000 + process.rank * 100_000,
-                           processes=12 if process.device.type == 'cuda' else 1)
+                           first_seed=1000 + process.rank * 100_000)
     kept = args.state / f'latents{process.rank}.pt'
     # Another random order for every continued call.
     seed = options.first_seed + int(args.done * 1000)
@@ -282,19 +287,6 @@ def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: 
     torch.save(shard.state(), kept)
     say(f'{len(shard.mel)} clips encoded')
     return shard
-
-
-def encode(generator: Generator, shard: Shard, process: Process) -> None:
-    """Latents of the shard's frames with the trained autoencoder."""
-    generator.eval()
-
-    def run(frames: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(process.device.type, torch.bfloat16,
-                            enabled=process.device.type == 'cuda'):
-            return generator.autoencoder.encode(as_input(frames)).float()
-
-    shard.encode(run)
-    generator.train()
 
 
 def train_denoiser_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,

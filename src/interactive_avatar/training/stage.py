@@ -41,6 +41,7 @@ class Run:
         seed: of all random numbers. accumulate: parts in which a process works its batch off.
         checkpoint_seconds: how often state and samples are written beside the end.
         sharded: FSDP2 instead of a copy of everything in every process.
+        between: called before every step, for clips that have come meanwhile.
         compiled: fuse layers with torch.compile where a stage knows how, on CUDA.
         checkpoints: write state and samples; measurements leave that out.
         each: called with the step and the values logged of it, which stay on the device.
@@ -56,6 +57,7 @@ class Run:
     accumulate: int = 1
     checkpoint_seconds: float = 600.0
     sharded: bool = False
+    between: Callable[[], None] | None = None
     compiled: bool = True
     checkpoints: bool = True
     each: Callable[[int, Mapping[str, Tensor | float]], None] | None = None
@@ -292,6 +294,8 @@ class Stage:
                 bar.update(progress - bar.n)
                 if progress >= self.run.until - 1e-9:
                     break
+                if self.run.between is not None:
+                    self.run.between()
                 yield progress
                 self.step += 1
                 self.progress = progress

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import metrics
-from interactive_avatar.evaluation.bench_lips import HeldOut, pooled, sync_fits
+from interactive_avatar.evaluation.bench_lips import HeldOut, closures, pooled, sync_fits
 from interactive_avatar.evaluation.model.figures import Figure, Result, Row, bootstrap, mean_of
 from interactive_avatar.evaluation.model.performances import Seen
 from interactive_avatar.evaluation.model.pictures import curves
@@ -34,7 +34,8 @@ def fits(items: Sequence[HeldOut], gaps: Sequence[Floats]) -> dict[str, Figure]:
         ``correlation`` of the lip gap with the true opening (performances put behind each other,
         each to mean 0 and spread 1, at one lag for all), ``in_speech`` the same over frames with
         speech, ``lag`` in ms, ``silence`` motion in silence over that in speech in per cent,
-        ``faces`` share of frames with a face in per cent, ``sync`` confidence of in-domain sync.
+        ``faces`` share of frames with a face in per cent, ``sync`` confidence of in-domain sync,
+        ``closing`` how surely lips are closer in /b m p/ than in open vowels (0.5 by chance).
     """
     truth = [item.mouth_open[:gap.size] for item, gap in zip(items, gaps, strict=True)]
     speaking = [item.speaking()[:gap.size] for item, gap in zip(items, gaps, strict=True)]
@@ -53,6 +54,8 @@ def fits(items: Sequence[HeldOut], gaps: Sequence[Floats]) -> dict[str, Figure]:
         'lag': bootstrap(lambda i: fit(i).lag_ms, count, of, 'ms', 0, resamples=400),
         'silence': mean_of(ratios, of, '%', 1),
         'sync': mean_of([fit.confidence for fit in sync_fits(items, gaps)[2]], of),
+        'closing': mean_of([metrics.separation(*closures(item, gap))
+                            for item, gap in zip(items, gaps, strict=True)], of),
         'faces': mean_of([100.0 * float(np.isfinite(gap).mean()) for gap in gaps], of, '%', 0)}
 
 
@@ -82,6 +85,8 @@ def measure(items: Sequence[HeldOut], seen: Sequence[Seen]) -> Result:
                       beside('correlation')),
          Row('the same in frames with speech only', drawn['in_speech'],
              compared=beside('in_speech')),
+         Row('lips closer in /b m p/ than in open vowels (chance: 0.5)', drawn['closing'],
+             compared=beside('closing')),
          Row('in-domain sync: confidence', drawn['sync'], compared=beside('sync')),
          Row.at_most('lips follow speech: lag', drawn['lag'], AIM_LAG_MS, beside('lag')),
          Row.at_most('silence: lip motion over that in speech', drawn['silence'],

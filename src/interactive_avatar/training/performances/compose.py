@@ -64,17 +64,20 @@ SWING_FOLLOWED: Final = 0.6
 GAZE_RAD: Final = {'user': (0.0, 0.0), 'left': (-0.68, 0.0), 'right': (0.68, 0.0),
                    'up': (0.0, 0.46), 'down': (0.0, -0.5)}
 GAZE_HEAD_SHARE: Final = 0.64
-# Leaving always goes to picture right: a prompt does not tell the side.
+# A prompt does not tell the side, and two sides that are equally likely are learnt as the blur
+# between them: leaving goes to picture right, and so does what a head does first.
 AWAY_M: Final = 0.75
+FIRST_SIDE: Final = 1.0
 STEP_FRAMES: Final = 25
 OBJECT_FRAMES: Final = 12
+OBJECT_DELAY_FRAMES: Final = 3
 CANONICAL_SHARE: Final = 0.35
 
 # How often each action is drawn, given that it is possible in the world.
 _WEIGHTS: Final = {
     'talk': 6.0, 'nod': 1.2, 'shake_head': 1.2, 'smile': 1.0, 'frown': 0.9, 'look_surprised': 0.9,
-    'look': 2.6, 'tilt_head': 1.0, 'raise_eyebrows': 1.0, 'think': 1.0, 'lean_closer': 1.0,
-    'wear': 1.6, 'remove': 2.4, 'step_out': 1.0, 'come_back': 1.0, 'listen': 1.0}
+    'look': 2.6, 'tilt_head': 1.4, 'raise_eyebrows': 1.0, 'think': 1.0, 'lean_closer': 1.0,
+    'wear': 2.0, 'remove': 2.4, 'step_out': 1.0, 'come_back': 1.0, 'listen': 1.0}
 _SPEECH_CHANCE: Final = {
     'talk': 1.0, 'nod': 0.7, 'shake_head': 0.7, 'smile': 0.6, 'frown': 0.6, 'look_surprised': 0.6,
     'look': 0.6, 'tilt_head': 0.5, 'raise_eyebrows': 0.6, 'think': 0.4, 'lean_closer': 0.6,
@@ -376,16 +379,14 @@ class _Composer:
             add(self.swing_pitch, begin, swing)
             return begin + swing.size + 4
         if action == 'shake_head':
-            side = -1.0 if self.rng.random() < 0.5 else 1.0
-            swing = oscillation(int(self.rng.integers(2, 4)), self._between(1.2, 1.7),
-                                side * self._between(.24, .36))
+            swing = oscillation(int(self.rng.integers(2, 4)), self._between(1.3, 1.6),
+                                FIRST_SIDE * self._between(.26, .34))
             add(self.swing_yaw, begin, swing)
             return begin + swing.size + 4
         if action == 'look':
             return begin + self._frames(0.8, 1.4)
         if action == 'tilt_head':
-            side = -1.0 if self.rng.random() < 0.5 else 1.0
-            self.roll.move(begin, 12, side * self._between(.22, .32))
+            self.roll.move(begin, 12, FIRST_SIDE * self._between(.24, .3))
             return begin + self._frames(1.4, 2.2)
         if action == 'lean_closer':
             self.z.move(begin, 18, self._between(.18, .24))
@@ -393,7 +394,7 @@ class _Composer:
             return begin + self._frames(1.8, 2.6)
         if action in ('wear', 'remove'):
             name = slots['object']
-            shift = begin + self._frames(0.1, 0.3)
+            shift = begin + OBJECT_DELAY_FRAMES
             self.worn[name].move(shift, OBJECT_FRAMES, 1.0 if action == 'wear' else 0.0)
             add(self.swing_pitch, shift - 2, bob(1, 1.0, self._between(.05, .09)))
             return shift + OBJECT_FRAMES + self._frames(0.4, 0.8)
@@ -406,10 +407,9 @@ class _Composer:
             self.yaw.pulse(begin, 3, 8, 14, -.25)
             return begin + STEP_FRAMES + 8
         if action == 'think':
-            side = -1.0 if self.rng.random() < 0.5 else 1.0
             self._face('think', begin, 1.0, 10)
-            self._look(begin, side * .3, .3, .45)
-            self.roll.move(begin, 14, side * .1)
+            self._look(begin, FIRST_SIDE * .3, .3, .45)
+            self.roll.move(begin, 14, FIRST_SIDE * .1)
             return begin + self._frames(1.8, 2.8)
         if action == 'listen':
             end = begin + self._frames(2.0, 4.0)

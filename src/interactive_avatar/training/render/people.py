@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import copy
 import io
 import json
@@ -18,11 +19,30 @@ HELD_OUT_EVERY = 10
 PART_ORDER = ('body', 'eyes', 'teeth', 'tongue', 'hair', 'brows', 'lashes', 'clothes', 'glasses',
               'lenses', 'hat')
 """The first word of parts' names, in the order in which an identity lists them."""
+BLEND_BEYOND = 0.25
+STRETCH = 0.06
+"""How far beyond its two parents a face may lie, and how much it is stretched along each axis."""
 
 
 def _between(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
     """The blend that has ``share`` of b."""
     return a + share * (b - a)
+
+
+def _recoloured(row: dict[str, Any], rng: np.random.Generator) -> None:
+    """Give a part another colour, of those that its kind has."""
+    kind = row['part'].split('/')[0]
+    tint = np.array(row['tint'], np.float64)
+    if kind == 'body':
+        # Lighter or darker, warmer or cooler: still skin.
+        warm, bright = rng.uniform(-0.05, 0.1), rng.uniform(0.78, 1.1)
+        tint = tint * bright * np.array((1 + warm, 1, 1 - warm))
+    elif kind == 'clothes' and row['strength'] > 0.0:
+        tint = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.85),
+                                            rng.uniform(0.2, 0.9)))
+    elif kind == 'eyes':
+        tint = tint * rng.uniform(0.85, 1.15, 3)
+    row['tint'] = [round(float(t), 4) for t in tint]
 
 
 def is_held_out(identity: int) -> bool:
@@ -66,8 +86,8 @@ class People:
     Attributes:
         identities: one dict per person: `parts` (name, texture, tint), `light`, `background`,
             `pivot`, `hat_plane`, and words on who it is.
-        neutral: int16 [n, k, 3] base vertices, origin midway between the eyes, in steps of
-            1 / POSITION_STEPS_PER_DM dm.
+        neutral: int16 (float32 once recombined) [n, k, 3] base vertices, origin midway between the
+            eyes, in steps of 1 / POSITION_STEPS_PER_DM dm.
         head_weight: float32 [k] how much each base vertex turns with the head.
         inside: float32 [k] how deep in the mouth each base vertex lies, 0 to 1.
         unit_vertex, unit_id, unit_delta: sparse face units: int32 [m], int32 [m], float32 [m, 3].
@@ -156,19 +176,21 @@ class People:
     def recombined(self, seed: int) -> People:
         """A new population with the same split: every person who is trained on becomes another.
 
-        A face is a blend of two with the same glasses and hat; skin, hair, clothes, light and room
-        come from others of the same sex. Held-out people stay as they are, and nothing of theirs
-        is given away.
+        A face is a blend of two with the same glasses and hat, or what lies a little beyond one of
+        them, stretched along each axis; skin, hair, clothes, light and room come from others of
+        the same sex, in colours of their own. Held-out people stay as they are, and nothing of
+        theirs is given away.
 
         Args:
             seed: the same gives the same people.
         """
         rng = np.random.default_rng(seed)
         other = copy.copy(self)
-        other.neutral = self.neutral.copy()
+        # In the same steps, but not in 16 bits: a stretched body reaches beyond them.
+        other.neutral = self.neutral.astype(np.float32)
         other.identities = copy.deepcopy(self.identities)
         trained = self.split(held_out=False)
-        rigid, end = [self._rigid], len(self._rigid)
+        rigid, end = [self._rigid.astype(np.float32)], len(self._rigid)
         for index in trained:
             own = self.identities[index]
             same_sex = [i for i in trained
@@ -177,19 +199,23 @@ class People:
                      if self.identities[i]['rigid'].keys() == own['rigid'].keys()]
             who = other.identities[index]
             partner = int(rng.choice(alike))
-            share = float(rng.random())
+            share = float(rng.uniform(-BLEND_BEYOND, 1.0 + BLEND_BEYOND))
+            stretch = rng.uniform(1.0 - STRETCH, 1.0 + STRETCH, 3).astype(np.float32)
             mate = self.identities[partner]
-            other.neutral[index] = np.rint(_between(
+            other.neutral[index] = stretch * _between(
                 self.neutral[index].astype(np.float32), self.neutral[partner].astype(np.float32),
-                share)).astype(np.int16)
-            for name in ('pivot', 'hat_plane', 'blink'):
-                blended = _between(np.array(own[name]), np.array(mate[name]), share)
-                who[name] = blended.tolist()
+                share)
+            for name, factor in (('pivot', stretch), ('hat_plane', stretch[1:]),
+                                 ('blink', np.float32(1.0))):
+                # A lid that closes too far or not enough is no one's.
+                blended = _between(np.array(own[name]), np.array(mate[name]),
+                                   min(max(share, 0.0), 1.0) if name == 'blink' else share)
+                who[name] = (factor * blended).tolist()
             for part, at in own['rigid'].items():
                 count, there = self.parts[part].vertices, mate['rigid'][part]
-                rigid.append(np.rint(_between(
+                rigid.append(stretch * _between(
                     self._rigid[at:at + count].astype(np.float32),
-                    self._rigid[there:there + count].astype(np.float32), share)).astype(np.int16))
+                    self._rigid[there:there + count].astype(np.float32), share))
                 who['rigid'][part], end = end, end + count
             donors = {kind: self.identities[int(rng.choice(same_sex))]
                       for kind in ('body', 'eyes', 'hair', 'clothes')}
@@ -197,8 +223,12 @@ class People:
             who['parts'] = [dict(row) for kind in PART_ORDER
                             for row in donors.get(kind, own)['parts']
                             if row['part'].split('/')[0] == kind]
+            for row in who['parts']:
+                _recoloured(row, rng)
             room = self.identities[int(rng.choice(trained))]
             who['light'], who['background'] = copy.deepcopy(room['light']), room['background']
+            key = np.array(room['light']['key']) + rng.normal(0.0, 0.15, 3)
+            who['light']['key'] = [float(key[0]), max(0.1, float(key[1])), 1.0]
         other._rigid = np.concatenate(rigid)
         return other
 

@@ -79,11 +79,39 @@ def place(samples: NDArray[np.int16], phones: list[Phone]) -> tuple[
     length = LEAD_FRAMES + -(-samples.size // SAMPLES_PER_FRAME) + TAIL_FRAMES
     sound = np.zeros(length * SAMPLES_PER_FRAME, np.int16)
     sound[lead:lead + samples.size] = samples
-    lead_s = LEAD_FRAMES / FRAME_RATE_HZ
-    moved = [Phone(phone.name, phone.start_s + lead_s, phone.end_s + lead_s) for phone in phones]
-    curves = mouth_curves(moved, sound, length)
+    curves = mouth_curves(_after_lead(phones), sound, length)
     curves[0] = curves[-1] = 0.0
     return sound, curves, LEAD_FRAMES, length - TAIL_FRAMES
+
+
+def phones_of(cache: Path, voice: str, text: str) -> list[Phone] | None:
+    """Phones of an utterance of the library, from the voices that it was packed from.
+
+    Args:
+        cache: folder of the voices.
+        voice: its name; copies at another speed are not looked for.
+        text: what is said.
+
+    Returns:
+        Phones in seconds from the utterance's first frame, None if there is no such utterance.
+    """
+    for path in sorted(cache.glob(f'{voice}-*.npz')):
+        if path.stem.rsplit('-', 1)[0] != voice or path.name.endswith('.tmp.npz'):
+            continue
+        with np.load(path) as data:
+            audio, starts, lines = data['audio'], data['starts'], json.loads(str(data['lines']))
+        for number, line in enumerate(lines):
+            if line['text'] == text:
+                _, phones = trim(audio[starts[number]:starts[number + 1]],
+                                 [Phone(str(name), float(start), float(end))
+                                  for name, start, end in line['phones']])
+                return _after_lead(phones)
+    return None
+
+
+def _after_lead(phones: list[Phone]) -> list[Phone]:
+    lead_s = LEAD_FRAMES / FRAME_RATE_HZ
+    return [Phone(phone.name, phone.start_s + lead_s, phone.end_s + lead_s) for phone in phones]
 
 
 def pack(cache: Path, out: Path, minutes: float, seed: int) -> None:

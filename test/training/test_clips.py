@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of clips that a training stage takes up while it grows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import toy
+
+from interactive_avatar.training import clips
+from interactive_avatar.training.clips import ClipFolder, require_encoder
+from interactive_avatar.training.common import Process
+
+
+def write(folder: Path, seed: int, count: int, chunks: int = 60) -> torch.Tensor:
+    state = toy.shard(count, chunks, seed).state()
+    torch.save(state, folder / f'clips{seed:09d}.pt')
+    return state['latents']
+
+
+def folder_of(path: Path, rank: int = 0, world: int = 1) -> ClipFolder:
+    return ClipFolder(path, Process(rank, world, toy.CPU), toy.TINY, say=lambda text: None)
+
+
+def test_clips_that_come_later_are_taken_between_steps(tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write(tmp_path, 1, 2)
+    folder = folder_of(tmp_path)
+    shard = folder.first(seed=0, patience_s=0.0)
+    assert torch.equal(shard.latents, first)
+    later = write(tmp_path, 2, 3)
+    folder.poll()
+    assert len(shard.mel) == 2  # looked a moment ago
+    monkeypatch.setattr(clips, 'LOOK_AGAIN_S', 0.0)
+    folder.poll()
+    folder.poll()
+    assert torch.equal(shard.latents, torch.cat([first, later]))
+    assert {len(value) for value in shard.state().values()} == {5}
+
+
+def test_processes_share_the_files(tmp_path: Path) -> None:
+    made = [write(tmp_path, seed, 1) for seed in range(3)]
+    even, odd = (folder_of(tmp_path, rank, 2).first(0, 0.0) for rank in range(2))
+    assert torch.equal(even.latents, torch.cat([made[0], made[2]]))
+    assert torch.equal(odd.latents, made[1])
+
+
+def test_an_empty_folder_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='avatar render --out'):
+        folder_of(tmp_path).first(0, 0.0)
+
+
+def test_clips_of_another_length_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, 1, 1)
+    folder = folder_of(tmp_path)
+    folder.first(0, 0.0)
+    write(tmp_path, 2, 1, chunks=40)
+    with pytest.raises(ValueError, match='--clip-seconds'):
+        folder.take()
+
+
+def test_weights_without_an_encoder_cannot_make_clips(tmp_path: Path) -> None:
+    require_encoder(frozenset({'denoiser.out.weight'}), tmp_path)
+    with pytest.raises(ValueError, match='encoder'):
+        require_encoder(frozenset({'autoencoder.latent_std'}), tmp_path)
