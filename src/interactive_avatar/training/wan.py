@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage: distillation at the wan size, the objectives of `distil` on `generator.wan`'s network.
+"""Stages at the wan size; here distillation, the objectives of `distil` on `generator.wan`.
 
 Streams roll on with their key-value and memory caches (`wan_rollout`). What they made is noised as
 a whole and judged by two bidirectional networks, a frozen teacher with guidance and a critic that
@@ -38,6 +38,12 @@ from interactive_avatar.training.common import Process, options_from
 from interactive_avatar.training.distil import dmd_gradient, dmd_loss
 from interactive_avatar.training.stage import Optimiser, Run, Stage, averaged, whole_state
 from interactive_avatar.training.teacher import shifted_levels
+from interactive_avatar.training.wan_flow import (
+    WanMemoryOptions,
+    WanTeacherOptions,
+    train_wan_memory,
+    train_wan_teacher,
+)
 from interactive_avatar.training.wan_rollout import (
     WanClip,
     WanRollout,
@@ -48,6 +54,7 @@ from interactive_avatar.training.wan_rollout import (
     shard_wan,
 )
 
+STAGES = ('teacher', 'memory', 'distil')
 RANDOM_GATE = 0.5
 """Memory gates of random weights: opened, so that entries are attended to and paid for."""
 
@@ -257,6 +264,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='python -m interactive_avatar.training.wan',
                                      description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--stage', choices=STAGES, default='distil',
+                        help='teacher: sound by flow matching; memory: the compressor by '
+                             'retrieval; distil: the student (default)')
     parser.add_argument('--weights', type=Path, default=Path('models/wan'),
                         help="the student's first weights, a model folder of import-weights")
     parser.add_argument('--teacher', type=Path, help='a model folder (default: as --weights)')
@@ -285,7 +295,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stage."""
+    """Run a stage."""
     args = arguments(argv)
     process = Process.join()
     device, cuda = process.device, process.device.type == 'cuda'
@@ -296,38 +306,49 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f'[{time.perf_counter() - began:6.1f} s] {text}', flush=True)
 
     student, teacher = load(args, process)
+    distilling = args.stage == 'distil'
     sharded = process.world > 1
-    if cuda:
-        teacher.to(torch.bfloat16)
-    critic = WanTrainee(copy.deepcopy(teacher.network).float())
+    models = [student]
+    if distilling:
+        if cuda:
+            teacher.to(torch.bfloat16)
+        models += [WanTrainee(copy.deepcopy(teacher.network).float()), teacher]
+    del teacher
     parameters = sum(p.numel() for p in student.parameters())
     if args.lora_rank:
-        for module in (student, critic):
+        for module in models[:2]:
             add_lora(module.network, args.lora_rank)
-    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     if sharded:
-        for module in (student, critic, teacher):
+        for module in models:
             shard_wan(module, process, torch.bfloat16 if cuda else None, args.gather_again)
             if cuda:
                 torch.cuda.empty_cache()
     config = student.config
-    options: WanOptions = options_from(args.config, WanOptions())
+    options: WanOptions = options_from(args.config if distilling else None, WanOptions())
     if args.report:
         options = replace(options, critic_warm_up=0)
     frames = config.chunk_latents * max(options.longest, options.blocks)
     clips, empty = (read_clips(args.clips, config, device) if args.clips
                     else random_clips(config, 2, frames, device, args.seed))
-    say(f'{parameters} weights in each of three networks, {trained} of them trained in two, '
-        f'{process.world} processes')
     run = Run(out=args.out, state=args.state, seconds=args.seconds,
               steps=0 if args.seconds else args.steps, resume=args.resume, seed=args.seed,
               accumulate=args.accumulate, sharded=sharded, checkpoints=not args.report)
     clock = Clock(device, args.report is not None)
+    say(f'{len(models)} networks of {parameters} weights, {process.world} processes')
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    optimiser = train_wan(student, teacher, critic, clips, empty, process, run, options, clock)
+    if distilling:
+        optimiser = train_wan(student, models[2], models[1], clips, empty, process, run, options,
+                              clock)
+    elif args.stage == 'teacher':
+        optimiser = train_wan_teacher(student, clips, empty, process, run,
+                                      options_from(args.config, WanTeacherOptions()))
+    else:
+        optimiser = train_wan_memory(student, clips, empty, process, run,
+                                     options_from(args.config, WanMemoryOptions()))
     if args.report:
-        report(args.report, clock, config, options, (parameters, trained), process,
+        trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        report(args.report, args.stage, clock, config, options, (parameters, trained), process,
                args.accumulate)
     else:
         save(args.out, student, optimiser, config, process)
@@ -338,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(path: Path, clock: Clock, config: WanConfig, options: WanOptions,
+def report(path: Path, stage: str, clock: Clock, config: WanConfig, options: WanOptions,
            parameters: tuple[int, int], process: Process, accumulate: int) -> None:
     """Write what a step costs: seconds of its parts, memory of each process.
 
@@ -354,7 +375,7 @@ def report(path: Path, clock: Clock, config: WanConfig, options: WanOptions,
         dist.all_gather_object(gathered, own)
     rows = clock.rows
     result = {
-        'size': config.name, 'picture_px': config.picture_px,
+        'stage': stage, 'size': config.name, 'picture_px': config.picture_px,
         'parameters': parameters[0], 'trained_parameters': parameters[1],
         'gpus': process.world, 'streams_per_gpu': accumulate, 'blocks': options.blocks,
         'latents': options.blocks * config.chunk_latents,

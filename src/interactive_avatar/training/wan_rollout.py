@@ -24,11 +24,16 @@ from interactive_avatar.generator.wan.cache import Entry, WanCache
 from interactive_avatar.generator.wan.config import WanConfig
 from interactive_avatar.generator.wan.memory import WanMemory
 from interactive_avatar.generator.wan.network import KeysValues, Source, WanTransformer
+from interactive_avatar.generator.wan.rope import (
+    entry_slots_table,
+    frame_slots_table,
+    rotate,
+)
 from interactive_avatar.generator.wan.window import Context, block_velocity, still_layers
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Process
 
-PASSES = ('clip', 'block', 'reference', 'entry')
+PASSES = ('clip', 'block', 'reference', 'entry', 'entries')
 """Methods of `WanTrainee` that are called on sharded weights."""
 
 
@@ -41,11 +46,13 @@ class WanClip:
         text: text encoder states, float [n, text width].
         audio: Wav2Vec2 features of each latent frame, float [T, window, layers, width]; None for
             a model without audio attention.
+        latents: of the clip's own pictures [T, C, h, w], for the stages that learn from clips.
     """
 
     reference: Tensor
     text: Tensor
     audio: Tensor | None
+    latents: Tensor | None = None
 
 
 class WanTrainee(nn.Module):
@@ -119,12 +126,36 @@ class WanTrainee(nn.Module):
 
     def entry(self, group: Tensor, reference: Entry, empty: Tensor) -> Entry:
         """Keys and values of a memory entry: latents [group, C, h, w] compressed."""
-        network = self.network
+        return _entry(self._entries(group[None], reference, empty))
+
+    def entries(self, groups: Tensor, reference: Entry, empty: Tensor) -> Entry:
+        """Keys and values [L, tokens, H, hw] of many memory entries, one after the other; groups
+        [G, group, C, h, w]."""
+        pairs = self._entries(groups, reference, empty)
+        return (torch.stack([k.flatten(0, 1) for k, _ in pairs]),
+                torch.stack([v.flatten(0, 1) for _, v in pairs]))
+
+    def _entries(self, groups: Tensor, reference: Entry, empty: Tensor) -> list[KeysValues]:
+        network, count = self.network, len(groups)
         told, _ = self._conditions(empty, None)
-        tokens = network.compressor(group[None].to(network.patch_embedding.weight.dtype),
+        tokens = network.compressor(groups.to(network.patch_embedding.weight.dtype),
                                     network.embed)
-        return _entry(still_layers(network, tokens, told, [
-            (k[None], v[None]) for k, v in zip(*reference, strict=True)]))
+        return still_layers(network, tokens, told, [
+            (k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1))
+            for k, v in zip(*reference, strict=True)])
+
+    def remembering(self, reference: Entry, entries: Entry) -> Context:
+        """A context of the reference and of entries in the order of the slots, with gradient."""
+        config, device = self.config, reference[0].device
+        pairs = []
+        for (k, v), (cos, sin) in (
+                (reference, self.network.table('frame slots', device,
+                                               lambda: frame_slots_table(config))),
+                (entries, self.network.table('entry slots', device,
+                                             lambda: entry_slots_table(config)))):
+            count = k.shape[1]
+            pairs.append((rotate(k, cos[:count], sin[:count]), v))
+        return Context(pairs[0], pairs[1])
 
 
 def _entry(pairs: Sequence[KeysValues]) -> Entry:
@@ -298,7 +329,8 @@ def random_clips(config: WanConfig, count: int, frames: int, device: torch.devic
     window = FRAMES_PER_CHUNK + 2 * a.margin_frames
     clips = [WanClip(normal(*config.latent_shape), normal(n.text_tokens, n.text_width),
                      normal(frames, window, a.feature_layers, a.feature_width)
-                     if a.enabled else None) for _ in range(count)]
+                     if a.enabled else None, normal(frames, *config.latent_shape))
+             for _ in range(count)]
     return clips, torch.zeros((1, n.text_width), device=device)
 
 
@@ -319,6 +351,8 @@ def read_clips(folder: Path, config: WanConfig, device: torch.device
         tensors = {name: value.to(device).float() for name, value in load_file(str(path)).items()}
         for name, shape in _shapes(path, config, window):
             found = tensors.get(name)
+            if found is None and name == 'latents':
+                continue
             if found is None or found.dim() != len(shape) or any(
                     want is not None and want != size
                     for want, size in zip(shape, found.shape)):
@@ -329,7 +363,8 @@ def read_clips(folder: Path, config: WanConfig, device: torch.device
             empty = tensors['text'][:n.text_tokens]
         else:
             clips.append(WanClip(tensors['reference'], tensors['text'][:n.text_tokens],
-                                 tensors['audio'] if a.enabled else None))
+                                 tensors['audio'] if a.enabled else None,
+                                 tensors.get('latents')))
     if not clips or empty is None:
         raise ValueError(f'{str(folder)!r} must hold clips (*.safetensors) and empty.safetensors; '
                          f'docs/training.md says what is in them')
@@ -342,5 +377,6 @@ def _shapes(path: Path, config: WanConfig,
     yield 'text', (None, n.text_width)
     if path.stem != 'empty':
         yield 'reference', config.latent_shape
+        yield 'latents', (None, *config.latent_shape)
         if a.enabled:
             yield 'audio', (None, window, a.feature_layers, a.feature_width)

@@ -83,7 +83,7 @@ def export_wan(root: Path, config: WanConfig, network: Any, decoder: Any, layers
     """Write graphs of a model whose ``model.safetensors`` lies in ``root``.
 
     Args:
-        network: `WanTransformer` with these weights; ends in float32. decoder: of the VAE.
+        network: `WanTransformer` with these weights. decoder: of the VAE.
         names: only these graphs; all of them if empty.
 
     Raises:
@@ -108,16 +108,19 @@ def export_wan(root: Path, config: WanConfig, network: Any, decoder: Any, layers
     save_file({name: value.contiguous() for name, value in decoder.state_dict().items()},
               str(root / DECODER_NAME))
     offsets = {name: safetensors_offsets(root / name) for name in (WEIGHTS_NAME, DECODER_NAME)}
-    network, decoder = network.float().eval(), decoder.float().eval()
+    dtype = network.patch_embedding.weight.dtype
+    decoder = decoder.float().eval()
     found: dict[str, GraphSignature] = {}
     for name in names or known:
         started = time.monotonic()
         location = DECODER_NAME if name in DECODER_GRAPHS else WEIGHTS_NAME
+        # Graphs are written in float32; only what one holds is widened, and narrowed again.
+        module = wan_graph(name, network, decoder).float().eval()
         with torch.no_grad():
-            found[name] = export_graph(
-                wan_graph(name, network, decoder).eval(),
-                wan_signature(name, config, decoder), OPSET, offsets[location],
-                root / f'{name}.onnx', location)
+            found[name] = export_graph(module, wan_signature(name, config, decoder), OPSET,
+                                       offsets[location], root / f'{name}.onnx', location)
+        if name not in DECODER_GRAPHS:
+            module.to(dtype)
         say(f'{name}: {time.monotonic() - started:.1f} s')
     files = [WEIGHTS_NAME, DECODER_NAME, *(f'{name}.onnx' for name in found)]
     (root / GRAPHS_NAME).write_text(json.dumps({
