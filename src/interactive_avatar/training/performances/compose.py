@@ -3,7 +3,7 @@
 
 A performance alternates stable segments (silent, a stable prompt) and action segments (most of
 them with speech, an action prompt), as the state cycle of the reasoning does at run time. All
-prompts switch at chunk boundaries; the motion follows within a chunk.
+prompts switch at chunk boundaries; the motion begins at once.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ GAZE_HEAD_SHARE: Final = 0.64
 AWAY_M: Final = 0.75
 FIRST_SIDE: Final = 1.0
 STEP_FRAMES: Final = 25
+# A prompt is to be seen in the chunk that is the first to have it (DESIGN 5, Cache-Switching).
+REACTION_FRAMES: Final = 1
 OBJECT_FRAMES: Final = 12
 OBJECT_DELAY_FRAMES: Final = 3
 CANONICAL_SHARE: Final = 0.35
@@ -306,7 +308,7 @@ class _Composer:
         end = start + length
         if not world.in_view:
             return end
-        begin = start + int(self.rng.integers(0, FRAMES_PER_CHUNK + 1))
+        begin = start + int(self.rng.integers(0, REACTION_FRAMES + 1))
         self.hold(begin, world)
         if world.listening:
             self._listening_nods(begin + 12, end)
@@ -350,7 +352,7 @@ class _Composer:
         action, slots = self.choose(world)
         self._set_prompt(start, action_prompt(action, world, self._variant(world, action),
                                               **slots))
-        begin = start + int(self.rng.integers(0, FRAMES_PER_CHUNK + 1))
+        begin = start + int(self.rng.integers(0, REACTION_FRAMES + 1))
         then = after(action, world, **slots)
         # The face first goes where the world after the action has it; the action adds to that.
         self.hold(begin, replace(then, listening=action == 'listen') if then.in_view
