@@ -19,6 +19,7 @@ def test_spread_by_hand() -> None:
     # Squares of the distances from 3 are 4, 1 and 9; two degrees of freedom.
     assert spread.deviation == pytest.approx(np.sqrt(7.0))
     assert spread.as_json()['values'] == [1.0, 2.0, None, 6.0]
+    assert noise.Spread((0.1, 0.1, 0.1)).deviation == 0.0
     alone = noise.Spread((1.0,))
     assert np.isnan(alone.deviation) and alone.as_json()['standard_deviation'] is None
     assert np.isnan(noise.Spread((float('nan'),)).span)

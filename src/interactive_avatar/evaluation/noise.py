@@ -91,7 +91,10 @@ class Spread:
     @property
     def deviation(self) -> float:
         """Standard deviation over the runs, of a sample (n - 1); NaN with fewer than two."""
-        return float(self.known.std(ddof=1)) if self.known.size > 1 else float('nan')
+        if self.known.size < 2:
+            return float('nan')
+        # Equal values are equal, whatever their mean is rounded to.
+        return float(self.known.std(ddof=1)) if self.span > 0.0 else 0.0
 
     @property
     def span(self) -> float:

@@ -50,7 +50,7 @@ SHOWN_S: Final = 8.0
 # How the defects are made; strong enough to be seen in a small picture.
 WARM: Final = (1.10, 1.0, 0.88)
 MOST_BLUR_PX: Final = 2.0
-JPEG_QUALITY: Final = 4
+JPEG_QUALITY: Final = 8
 MOUTH_SIDE: Final = 1.15
 FACE_SIDE: Final = 2.4
 SHOWN_SOUNDS: Final = 4
