@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interactive_avatar.training.autoencoder import flow_loss
+from interactive_avatar.training.autoencoder import FACE_POINTS, flow_loss
 
 SIDE = 32
 
@@ -36,6 +36,23 @@ def test_a_flow_astray_costs_its_distance() -> None:
     flows[:, :, 0, 1] += 0.3
     # One of two flows, one of two axes.
     assert flow_loss(flows, marks, last, picture) == pytest.approx(0.3 / 4, abs=1e-6)
+
+
+def test_points_beside_the_marks_follow_a_face_that_grows_and_tilts() -> None:
+    """A flow that is right at the marks and wrong beside them costs; one that is right all over
+    the face does not."""
+    turn = torch.tensor([[1.3, -0.4], [0.4, 1.3]])
+    middle = torch.tensor([16.0, 16.0])
+    start = middle + torch.tensor([[0.0, 3.0], [-3.0, -2.0], [3.0, -2.0]])
+    marks = ((start - middle) @ turn.T + middle).expand(1, 4, 3, 2)
+    axis = torch.arange(SIDE) + 0.5
+    at = torch.stack(torch.meshgrid(axis, axis, indexing='xy'), -1)
+    back = (at - middle) @ torch.linalg.inv(turn).T + middle - at
+    flows = (back * 2.0 / SIDE).permute(2, 0, 1).expand(1, 4, 2, 2, SIDE, SIDE)
+    assert flow_loss(flows, marks, start[None], start[None]) == pytest.approx(0.0, abs=1e-5)
+    still = torch.zeros(1, 4, 2, 2, SIDE, SIDE)
+    assert flow_loss(still, marks, start[None], start[None]) > 0.05
+    assert all(sum(point) == pytest.approx(1.0) for point in FACE_POINTS)
 
 
 def test_marks_out_of_view_say_nothing() -> None:

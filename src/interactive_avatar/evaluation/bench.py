@@ -538,8 +538,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_wan_arguments(kind)
     args = parser.parse_args(given)
     for name in ('chunks', 'messages', 'size', 'poses', 'clips', 'runs'):
-        if getattr(args, name, 1) < 1:
-            parser.error(f'--{name} is {getattr(args, name)}: give 1 or more')
+        value = getattr(args, name, 1)  # `size` of `wan` is a name
+        if isinstance(value, int) and value < 1:
+            parser.error(f'--{name} is {value}: give 1 or more')
     try:
         _finish(args.carry_out(args), args.out, args.what)
     except (AudioFormatError, OSError, PictureError, RuntimeError, ValueError) as error:

@@ -106,11 +106,11 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                          and other['gpus'] == 1), None)
         item['speed_up'] = item['clips_per_s'] / base['clips_per_s'] if base else None
         item['efficiency'] = item['speed_up'] / item['gpus'] if base else None
-        same = next((other for other in runs if other['stage'] == item['stage']
-                     and other['gpus'] == 1
-                     and other['global_batch'] == item['global_batch']), None)
-        item['loss_apart'] = None if same is None else max(
-            abs(a - b) / abs(b) for a, b in zip(item['loss'], same['loss']))
+        # The rate follows the schedule, whose length must be the same.
+        plain = min((other for other in runs if all(other[key] == item[key] for key in (
+            'stage', 'global_batch', 'steps'))), key=lambda other: (other['gpus'], other['fsdp']))
+        item['loss_apart'] = None if plain is item and item['gpus'] > 1 else max(
+            abs(a - b) / abs(b) for a, b in zip(item['loss'], plain['loss'], strict=True))
     return sorted(runs, key=lambda item: (item['stage'], item['gpus'], item['global_batch'],
                                           item['fsdp'], not item['compiled']))
 

@@ -171,8 +171,8 @@ def _training(result: dict[str, Any], data: dict[str, Any]) -> Any:
         memory.set(ylabel='GiB per GPU')
         loss.set(xlabel='step', ylabel='loss')
         for axis in (speed, memory):
-            axis.margins(y=0.2)
-            axis.set(xlabel='GPUs', ylim=(0, None),
+            top = max(float(np.max(line.get_ydata())) for line in axis.get_lines())
+            axis.set(xlabel='GPUs', ylim=(0, 1.2 * top if top else None),
                      xticks=sorted({run['gpus'] for run in runs}))
         for axis in row:
             axis.legend(frameon=False, fontsize=7)

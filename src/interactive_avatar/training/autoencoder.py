@@ -19,6 +19,7 @@ error of half a pixel is small, and what is wrong shows only as a jump at each b
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,12 @@ from interactive_avatar.generator.config import AutoencoderConfig
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Average, Budget, Log, Process, learning_rate
 from interactive_avatar.training.data import Shard
-from interactive_avatar.training.probe import Probe
+from interactive_avatar.training.probe import Probe, fit_probe
+
+FACE_POINTS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.34, 0.33, 0.33),
+               (-0.4, 0.7, 0.7), (0.5, 0.85, -0.35), (0.5, -0.35, 0.85), (1.4, -0.2, -0.2))
+"""Where flows are told: mouth, eyes, and between and around them (nose, forehead, cheeks, chin) as
+sums of these three, which a flat face keeps however it moves, turns or tilts."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,11 @@ class AutoencoderOptions:
     """Options of the stage; batch counts streams per GPU, chunks those of one step.
 
     ``decoder_only`` leaves the encoder and the statistics of its latents as they are, so that a
-    denoiser trained on them stays valid. ``predicted_share`` is the part of streams whose latents
-    are the denoiser's predictions, where there are some (`Shard.predicted`).
+    denoiser trained on them stays valid. ``anchor_weight`` above 0 trains the encoder too, but
+    holds its latents near those of the encoder that the stage began with (mean squared distance
+    over their variance), so that a denoiser trained on those has little to learn anew.
+    ``predicted_share`` is the part of streams whose latents are the denoiser's predictions, where
+    there are some (`Shard.predicted`).
     """
 
     batch: int = 24
@@ -62,7 +71,13 @@ class AutoencoderOptions:
     restart_share: float = 0.02
     jump_share: float = 0.01
     decoder_only: bool = False
+    anchor_weight: float = 0.0
     predicted_share: float = 0.5
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether latents keep their scale, and a denoiser that knows them its use."""
+        return self.decoder_only or self.anchor_weight > 0.0
 
 
 def face_weight(marks_px: Tensor, side_px: int, options: AutoencoderOptions) -> Tensor:
@@ -225,11 +240,17 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     options = options or AutoencoderOptions()
     device = process.device
     process.share_weights(model)
-    probe = Probe(model.encoder.out.out_channels, shard.probe_units.shape[-1], 4).to(device)
+    anchored = options.anchor_weight > 0.0
+    if anchored and shard.latents is not None:
+        # One that knows the latents: a new one would shake what they are to keep.
+        probe = fit_probe(shard).probe.requires_grad_(True)
+    else:
+        probe = Probe(model.encoder.out.out_channels, shard.probe_units.shape[-1], 4).to(device)
     process.share_weights(probe)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = options.decoder_only
     trained: list[nn.Module] = [model.decoder] if frozen else [model, probe]
+    former = copy.deepcopy(model.encoder).requires_grad_(False) if anchored else None
     parameters = [p for module in trained for p in module.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=options.peak_rate, betas=(0.9, 0.99),
                                   weight_decay=1e-4, fused=device.type == 'cuda')
@@ -237,6 +258,7 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     log = Log(out, 'autoencoder', process)
     compiled = device.type == 'cuda'
     encoder = torch.compile(model.encoder) if compiled else model.encoder
+    former_encoder = torch.compile(former) if compiled and former is not None else former
     unroll = torch.compile(_unroll) if compiled else _unroll
     loss_function = torch.compile(picture_loss) if compiled else picture_loss
     candidates_function = torch.compile(candidates_loss) if compiled else candidates_loss
@@ -257,6 +279,10 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
             if frozen:
                 with torch.no_grad():
                     latents = model.normalised(encoder(shown).float())
+            elif former_encoder is not None:
+                latents = model.normalised(encoder(shown).float())
+                with torch.no_grad():
+                    home = model.normalised(former_encoder(shown).float())
             else:
                 latents = normalised(encoder(shown), model)
             latents = latents.unflatten(0, (-1, options.chunks + 1))
@@ -285,6 +311,10 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
                               units.unflatten(1, groups).flatten(0, 1))
             loss = loss + options.probe_weight * read
             figures['probe'] = read
+        if former_encoder is not None:
+            away = F.mse_loss(latents.flatten(0, 1), home) / home.var()
+            loss = loss + options.anchor_weight * away
+            figures['away'] = away
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         process.mean_gradients(parameters)
@@ -295,7 +325,7 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
         step += 1
         log.add(step, **figures)
     average.swap()
-    if not frozen:
+    if not options.goes_on:
         measure_latents(model, shard, process)
     log.plot()
 
@@ -312,7 +342,7 @@ def _unroll(decoder: Decoder, latents: Tensor, sight: Sight) -> tuple[Tensor, ..
 
 
 def flow_loss(flows: Tensor, marks: Tensor, last: Tensor, picture: Tensor) -> Tensor:
-    """How far the flows at mouth and eyes lead astray, in half pictures; 0 if none is in view.
+    """How far the flows at `FACE_POINTS` lead astray, in half pictures; 0 if none is in view.
 
     Args:
         flows: [B, n, 2, 2, H, W] in half pictures, of the frame shown before the chunk and of the
@@ -324,8 +354,8 @@ def flow_loss(flows: Tensor, marks: Tensor, last: Tensor, picture: Tensor) -> Te
     # A chunk goes on from the frame before it, which is the last one of the chunk before.
     ends = torch.cat([last[:, None], marks[:, FRAMES_PER_CHUNK - 1:-1:FRAMES_PER_CHUNK]], 1)
     before = ends.repeat_interleave(FRAMES_PER_CHUNK, 1)
-    sources = torch.stack([before, picture[:, None].expand_as(before)], 2)
-    at = marks[:, :, None].expand_as(sources)
+    sources = _face_points(torch.stack([before, picture[:, None].expand_as(before)], 2))
+    at = _face_points(marks)[:, :, None].expand_as(sources)
     wanted = (sources - at) * (2.0 / side)
     grid = at * (2.0 / side) - 1.0
     found = F.grid_sample(flows.flatten(0, 2), grid.flatten(0, 2)[:, None], align_corners=False)
@@ -333,6 +363,11 @@ def flow_loss(flows: Tensor, marks: Tensor, last: Tensor, picture: Tensor) -> Te
     inside = ((grid.abs() < 1.0) & ((sources * (2.0 / side) - 1.0).abs() < 1.0)).all(-1)
     error = (found - wanted).abs().mean(-1) * inside
     return error.sum() / inside.sum().clamp_min(1)
+
+
+def _face_points(marks: Tensor) -> Tensor:
+    """[..., 3, 2] -> [..., points, 2]; no matrix product, which may round pixels to 11 bits."""
+    return (marks.new_tensor(FACE_POINTS)[:, :, None] * marks[..., None, :, :]).sum(-2)
 
 
 def candidates_loss(drawn: Tensor, last: Tensor, reference: Tensor, true: Tensor,

@@ -159,7 +159,8 @@ def main(argv: list[str] | None = None) -> int:
         options = ShardOptions(clips=clips, seconds=args.clip_seconds, first_seed=seed,
                                render_seconds=float('inf'))
         shard = Shard.render(options, config, args.assets / 'people.npz',
-                             args.assets / 'speech' / 'speech.npz', process.device, say=say)
+                             args.assets / 'speech' / 'speech.npz', process.device,
+                             device_index=process.device.index or 0, say=say)
         encode(generator, shard, process)
         shard.drop_frames()
         target = args.out / f'{PREFIX}{seed:09d}.pt'

@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
             train_audio(generator.audio, shard, process, args.audio_seconds, args.out)
             say('audio encoder trained')
         options = options_from(args.config, AutoencoderOptions())
-        if options.decoder_only:
+        if options.goes_on:
             # The next stage needs these latents too: the clips are drawn once for both.
             encode(generator, shard, process)
             torch.save(shard.state(), args.state / f'latents{process.rank}.pt')
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         trained: tuple[str, ...] = ('audio.', 'denoiser.')
         if args.stage == 'autoencoder':
             trained = ('autoencoder.decoder.',) if options.decoder_only \
-                else ('autoencoder.', 'audio.')
+                else ('autoencoder.',) if options.goes_on else ('autoencoder.', 'audio.')
         generator.save(args.out / WEIGHTS, quantise=False, prefixes=trained)
         save_parts(args.out / WEIGHTS, args.out)
         (args.out / WEIGHTS).unlink()
@@ -272,7 +272,7 @@ def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: 
         return Shard.of([state], config, process.device, seed)
     render = partial(Shard.render, config=config, people=people, speech=speech,
                      device=process.device, say=say,
-                     device_index=process.rank if process.device.type == 'cuda' else 0)
+                     device_index=process.device.index or 0)
     if args.stage == 'autoencoder':
         return render(options)
     # The denoiser needs no pictures: they are drawn and encoded in parts that fit the memory.

@@ -206,6 +206,9 @@ class TorchBackend:
     def _compile(self) -> None:
         """Compile what a chunk runs: one layer for all of them, and the decoder."""
         denoiser, autoencoder = self._networks.denoiser, self._networks.autoencoder
+        # Beyond it a batch size would run uncompiled, with no more than a warning.
+        limits: Any = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 2 * len(BATCH_SIZES))
         layer: Any = torch.compile(type(denoiser)._chunk_layer, dynamic=False)
         decode: Any = torch.compile(type(autoencoder).decode, dynamic=False)
         for owner, name, function in ((denoiser, '_chunk_layer', layer),

@@ -2,7 +2,8 @@
 """Linear layers in 8-bit floats (E4M3) for GPUs that multiply them: Ada, Hopper, Blackwell.
 
 Weights have one scale per output row, activations one per token, found as they come; products are
-summed in wider floats by the tensor cores (torch._scaled_mm).
+summed in wider floats by the tensor cores (torch._scaled_mm). The scales are applied to the sums,
+by whatever the layer is compiled with: cuBLAS takes rows' scales for some shapes only.
 """
 
 from __future__ import annotations
@@ -51,9 +52,13 @@ class Fp8Linear(nn.Module):
             wide = (small.float() * scale).to(x.dtype)
             return F.linear(wide, (self.weight.float() * self.scale).to(x.dtype), self.bias)
         small, scale = quantise(x.flatten(0, -2))
-        y = torch._scaled_mm(small, self.weight.t(), scale_a=scale, scale_b=self.scale.t(),
-                             bias=self.bias, out_dtype=x.dtype, use_fast_accum=True)
-        return y.view(*x.shape[:-1], -1)
+        one = self.scale.new_ones(())
+        y = torch._scaled_mm(small, self.weight.t(), scale_a=one, scale_b=one,
+                             out_dtype=x.dtype, use_fast_accum=True)
+        y = y.float() * scale * self.scale.t()
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def quantise_linears(module: nn.Module, names: tuple[str, ...]) -> int:
