@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from tiny import TINY, open_stream, reference
+from tiny import TINY, encode_text, open_stream, reference
 
 from interactive_avatar.generator.backends import open_backend
 from interactive_avatar.generator.backends.base import BackendMemoryError, CacheState, MemoryJob
@@ -24,6 +25,8 @@ from interactive_avatar.generator.signatures import (
     TensorSpec,
     graph_signatures,
 )
+from interactive_avatar.generator.stream import AvatarStream
+from interactive_avatar.generator.text import TextEncoder
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 
 RELATIVE_FLOAT32 = 1e-3
@@ -189,6 +192,19 @@ def test_a_full_backend_refuses_and_the_streams_in_it_go_on(model: Path) -> None
     assert stream.step(sound(1)[0]).index == 0
     stream.close()
     open_stream(backend)
+
+
+def test_opening_leaves_no_graph_to_the_first_chunk(
+        model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextEncoder, 'load', lambda: SimpleNamespace(encode=encode_text))
+    stream = AvatarStream.open(model, 'torch', reference(), 'a person', device='cpu', streams=1)
+    backend = stream.backend
+    assert isinstance(backend, TorchBackend)
+    recorded = [list(backend._chunk_batches), list(backend._memory_batches)]
+    assert recorded == [[1], [1]]
+    for block in sound(6):
+        stream.step(block)
+    assert [list(backend._chunk_batches), list(backend._memory_batches)] == recorded
 
 
 def test_an_unknown_backend_or_precision_is_named(model: Path) -> None:
