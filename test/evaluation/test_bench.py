@@ -95,6 +95,14 @@ def test_bad_arguments_are_refused(capsys: pytest.CaptureFixture[str], tmp_path:
     assert 'no held-out performances' in capsys.readouterr().err
 
 
+def test_the_size_of_the_wan_bench_is_a_name(monkeypatch: pytest.MonkeyPatch,
+                                             tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(bench, 'bench_wan', lambda args: asked.append(args.size) or {})
+    assert bench.main(['wan', '--size', 'wan-tiny', '--out', str(tmp_path)]) == 0
+    assert asked == ['wan-tiny']
+
+
 def test_several_backends_are_checked_by_name() -> None:
     assert bench.backend_names('onnx,torch') == 'onnx,torch'
     with pytest.raises(argparse.ArgumentTypeError, match="'abacus' is none of"):

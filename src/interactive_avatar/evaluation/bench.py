@@ -369,6 +369,7 @@ def bench_training(args: argparse.Namespace) -> dict[str, Any]:
     folder, wrong = args.out / 'training', []
     if not args.only_report:
         extra = ['--steps', str(args.steps), '--warm-up', str(args.warm_up),
+                 *(['--eager'] if args.eager else []),
                  *(['--model-config', str(args.model_config)] if args.model_config else [])]
         todo = training.cases(args.stages.split(','), [int(n) for n in args.gpus.split(',')],
                               args.batch)
@@ -526,6 +527,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--batch', type=int, default=32, help='clips per GPU where the batch grows')
     kind.add_argument('--steps', type=int, default=60, help='of each run')
     kind.add_argument('--warm-up', type=int, default=40, help='steps before the clock starts')
+    kind.add_argument('--eager', action='store_true',
+                      help='without torch.compile, as FSDP2 always is')
     kind.add_argument('--model-config', type=Path, help='JSON of the model (default: compact)')
     kind.add_argument('--only-report', action='store_true',
                       help='table and plot of the runs that lie in OUT/training')
