@@ -233,8 +233,9 @@ def test_a_killed_generator_comes_back(client: Client, graph: Graph) -> None:
     assert client.spin_until(lambda: len(client.images) > 20)
 
 
-def test_the_stream_keeps_up(client: Client) -> None:
-    if os.environ.get('CI') or len(os.sched_getaffinity(0)) < 2:
-        pytest.skip('needs two cores of its own to be measured')
+def test_the_stream_says_how_fast_it_is(client: Client) -> None:
+    """How fast it should be is for `avatar bench generator` and the demo to judge."""
     assert client.spin_until(lambda: client.figure('generator', 'chunk_p50_ms'))
-    assert float(client.figure('generator', 'real_time_factor')) < 1.0
+    p50_ms, p99_ms, factor = (float(client.figure('generator', name)) for name in (
+        'chunk_p50_ms', 'chunk_p99_ms', 'real_time_factor'))
+    assert 0 < p50_ms <= p99_ms and factor > 0
