@@ -6,7 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interactive_avatar.training.autoencoder import FACE_POINTS, flow_loss
+from interactive_avatar.training.autoencoder import (
+    FACE_POINTS,
+    AutoencoderOptions,
+    flow_loss,
+)
 
 SIDE = 32
 
@@ -68,3 +72,11 @@ def test_the_loss_draws_flows_home() -> None:
     assert flows.grad is not None
     # Back is to the left: less flow along x.
     assert (flows.grad[0, :, 0, 0].sum((-1, -2)) > 0).all()
+
+
+def test_options_say_what_is_trained() -> None:
+    assert AutoencoderOptions().trained == ('autoencoder.', 'audio.')
+    assert AutoencoderOptions(decoder_only=True).trained == ('autoencoder.decoder.',)
+    assert AutoencoderOptions(anchor_weight=0.2).trained == ('autoencoder.',)
+    with pytest.raises(ValueError, match='leave out one'):
+        AutoencoderOptions(decoder_only=True, anchor_weight=0.2)

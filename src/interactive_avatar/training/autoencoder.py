@@ -51,6 +51,9 @@ class AutoencoderOptions:
     over their variance), so that a denoiser trained on those has little to learn anew.
     ``predicted_share`` is the part of streams whose latents are the denoiser's predictions, where
     there are some (`Shard.predicted`).
+
+    Raises:
+        ValueError: with ``decoder_only`` and an ``anchor_weight``: one trains no encoder.
     """
 
     batch: int = 24
@@ -74,10 +77,22 @@ class AutoencoderOptions:
     anchor_weight: float = 0.0
     predicted_share: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.decoder_only and self.anchor_weight > 0.0:
+            raise ValueError('anchor_weight holds an encoder that is trained, and decoder_only '
+                             'trains none: leave out one of them')
+
     @property
     def goes_on(self) -> bool:
         """Whether latents keep their scale, and a denoiser that knows them its use."""
         return self.decoder_only or self.anchor_weight > 0.0
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Beginnings of the names of what the stage leaves new."""
+        if self.decoder_only:
+            return ('autoencoder.decoder.',)
+        return ('autoencoder.',) if self.goes_on else ('autoencoder.', 'audio.')
 
 
 def face_weight(marks_px: Tensor, side_px: int, options: AutoencoderOptions) -> Tensor:
@@ -276,15 +291,14 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
         still = streams.picture[:, None, None].expand(-1, 1, FRAMES_PER_CHUNK, -1, -1, -1)
         with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
             shown = torch.cat([chunks, still], 1).flatten(0, 1)
-            if frozen:
-                with torch.no_grad():
+            if options.goes_on:
+                with torch.set_grad_enabled(not frozen):
                     latents = model.normalised(encoder(shown).float())
-            elif former_encoder is not None:
-                latents = model.normalised(encoder(shown).float())
-                with torch.no_grad():
-                    home = model.normalised(former_encoder(shown).float())
             else:
                 latents = normalised(encoder(shown), model)
+            if former_encoder is not None:
+                with torch.no_grad():
+                    home = model.normalised(former_encoder(shown).float())
             latents = latents.unflatten(0, (-1, options.chunks + 1))
             given, reference = latents[:, :-1], latents[:, -1]
             if predicted is not None:

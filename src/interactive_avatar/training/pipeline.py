@@ -159,8 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         # Only what the stage trained travels: the autoencoder stays as its own stage left it.
         trained: tuple[str, ...] = ('audio.', 'denoiser.')
         if args.stage == 'autoencoder':
-            trained = ('autoencoder.decoder.',) if options.decoder_only \
-                else ('autoencoder.',) if options.goes_on else ('autoencoder.', 'audio.')
+            trained = options.trained
         generator.save(args.out / WEIGHTS, quantise=False, prefixes=trained)
         save_parts(args.out / WEIGHTS, args.out)
         (args.out / WEIGHTS).unlink()

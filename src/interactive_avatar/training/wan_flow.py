@@ -97,6 +97,21 @@ def _mixed(process: Process, run: Run) -> AbstractContextManager[object]:
     return torch.autocast(process.device.type, torch.bfloat16, enabled=cuda and not run.sharded)
 
 
+def _begin(name: str, model: WanTrainee, trained: Sequence[str], process: Process, run: Run,
+           options: WanTeacherOptions | WanMemoryOptions) -> tuple[Optimiser, Stage]:
+    """Optimiser and stage of those parameters that have one of ``trained`` in their names."""
+    choose_trained(model, trained)
+    for layer in model.network.layers:
+        layer.checkpointed = options.checkpointed
+    if not run.sharded:
+        process.share_weights(model)
+    optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
+                          average_decay=options.average_decay)
+    stage = Stage(name, process, run)
+    stage.keep(weights=optimiser)
+    return optimiser, stage
+
+
 def _integer(end: int) -> int:
     return int(torch.randint(end, ()))
 
@@ -115,15 +130,8 @@ def train_wan_teacher(model: WanTrainee, clips: Sequence[WanClip], empty: Tensor
     config, device = model.config, process.device
     frames = options.blocks * config.chunk_latents
     usable = latents_of(clips, frames)
-    choose_trained(model, TRAINED[options.trained])
-    for block in model.network.layers:
-        block.checkpointed = options.checkpointed
-    if not run.sharded:
-        process.share_weights(model)
-    optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
-                          average_decay=options.average_decay)
-    stage = Stage('wan_teacher', process, run)
-    stage.keep(weights=optimiser)
+    optimiser, stage = _begin('wan_teacher', model, TRAINED[options.trained], process, run,
+                              options)
     for progress in stage.steps():
         for share in stage.parts():
             clip, latents = usable[_integer(len(usable))]
@@ -172,15 +180,7 @@ def train_wan_memory(model: WanTrainee, clips: Sequence[WanClip], empty: Tensor,
     options = options or WanMemoryOptions()
     m, block = model.config.memory, model.config.chunk_latents
     usable = latents_of(clips, m.group * (m.short + 1) + block)
-    choose_trained(model, MEMORY)
-    for layer in model.network.layers:
-        layer.checkpointed = options.checkpointed
-    if not run.sharded:
-        process.share_weights(model)
-    optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
-                          average_decay=options.average_decay)
-    stage = Stage('wan_memory', process, run)
-    stage.keep(weights=optimiser)
+    optimiser, stage = _begin('wan_memory', model, MEMORY, process, run, options)
     for progress in stage.steps():
         for share in stage.parts():
             clip, latents = usable[_integer(len(usable))]

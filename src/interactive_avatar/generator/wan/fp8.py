@@ -29,6 +29,7 @@ class Fp8Linear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    one: Tensor
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -36,14 +37,15 @@ class Fp8Linear(nn.Module):
         weight, scale = quantise(linear.weight.detach())
         self.register_buffer('weight', weight.contiguous())
         self.register_buffer('scale', scale.contiguous())
+        self.register_buffer('one', scale.new_ones(()), persistent=False)
         self.register_buffer('bias', None if linear.bias is None else linear.bias.detach())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moves with its module, but keeps its types when that is cast.
-        weight, scale = self.weight, self.scale
+        kept = {name: getattr(self, name) for name in ('weight', 'scale', 'one')}
         super()._apply(fn, recurse)
-        self.weight, self.scale = (kept.to(now.device) for kept, now in (
-            (weight, self.weight), (scale, self.scale)))
+        for name, tensor in kept.items():
+            setattr(self, name, tensor.to(getattr(self, name).device))
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,8 +54,7 @@ class Fp8Linear(nn.Module):
             wide = (small.float() * scale).to(x.dtype)
             return F.linear(wide, (self.weight.float() * self.scale).to(x.dtype), self.bias)
         small, scale = quantise(x.flatten(0, -2))
-        one = self.scale.new_ones(())
-        y = torch._scaled_mm(small, self.weight.t(), scale_a=one, scale_b=one,
+        y = torch._scaled_mm(small, self.weight.t(), scale_a=self.one, scale_b=self.one,
                              out_dtype=x.dtype, use_fast_accum=True)
         y = y.float() * scale * self.scale.t()
         if self.bias is not None:
