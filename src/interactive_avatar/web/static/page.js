@@ -302,7 +302,8 @@ setInterval(() => {
   shownBefore = shown;
   if (player.soundOn) {
     parts.push(`${Math.round(waitingMs)} ms buffered`);
-    if (underruns) parts.push(`${underruns} interruptions`);
+    // Not "interruptions": that is what a user does to an avatar that speaks.
+    if (underruns) parts.push(`${underruns} ${underruns === 1 ? "gap" : "gaps"} in the sound`);
   }
   at('figures').textContent = everSeen ? parts.join('  ·  ') : '';
   const open = socket?.readyState === WebSocket.OPEN;
