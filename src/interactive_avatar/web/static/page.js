@@ -303,7 +303,7 @@ setInterval(() => {
   if (player.soundOn) {
     parts.push(`${Math.round(waitingMs)} ms buffered`);
     // Not "interruptions": that is what a user does to an avatar that speaks.
-    if (underruns) parts.push(`${underruns} ${underruns === 1 ? "gap" : "gaps"} in the sound`);
+    if (underruns) parts.push(`${underruns} ${underruns === 1 ? 'gap' : 'gaps'} in the sound`);
   }
   at('figures').textContent = everSeen ? parts.join('  ·  ') : '';
   const open = socket?.readyState === WebSocket.OPEN;
