@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -106,7 +108,25 @@ def test_prompts_tell_the_action_and_the_world(performances: list[Performance]) 
             assert performance.hat[last] == (1.0 if world.hat else 0.0)
             out = performance.head[last, 3] > 0.5 * AWAY_M
             assert out == (not world.in_view)
-            assert prompt.text == (stable_prompt(world, prompt.variant))
+            told = (world, replace(world, glasses=False, hat=False))
+            assert prompt.text in [stable_prompt(each, prompt.variant) for each in told]
+
+
+def test_in_training_prompts_fall_silent_about_what_is_worn(
+        performances: list[Performance], library: SpeechLibrary) -> None:
+    tests = [compose(seed, range(40), library, 40.0, 'test') for seed in range(40)]
+    table, silent = prompt_table(), {}
+    for split, played in (('train', performances), ('test', tests)):
+        worn = [(world, table[each.prompt_ids[frame // 4]].world)
+                for each in played for frame, world in each.worlds if world.worn]
+        silent[split] = sum(told.worn != world.worn for world, told in worn) / len(worn)
+        for each in played:
+            for event in each.events:
+                if event.action == 'remove':
+                    told = table[each.prompt_ids[event.start_frame // 4]]
+                    assert dict(told.slots)['object'] in ('glasses', 'hat')
+    assert 0.05 < silent['train'] < 0.5
+    assert silent['test'] == 0.0
 
 
 def test_motion_follows_the_action(performances: list[Performance]) -> None:

@@ -51,6 +51,7 @@ class DistilOptions:
             more by mouth_weight and eye_weight; reading_weight: of mouth and eye units read off
             their latents where the clip has them (`probe`).
         reader_weight: of the free streams' mouth units, wherever their mouths are (`reader`).
+        settle_share: of the schedule, in which the rates of generator and critic rise.
     """
 
     batch: int = 32
@@ -78,6 +79,7 @@ class DistilOptions:
     critic_rate: float = 2e-4
     weight_decay: float = 0.0
     average_decay: float = 0.99
+    settle_share: float = 0.05
     reader_seconds: float = 20.0
     reader_steps: int = 0
 
@@ -194,7 +196,8 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
                          '--teacher, or set dmd_weight: 0 in --config')
     process.share_weights(model)
     generator = Optimiser(model, process, options.peak_rate, options.weight_decay,
-                          betas=(0.0, 0.999), average_decay=options.average_decay, final=0.1)
+                          betas=(0.0, 0.999), average_decay=options.average_decay,
+                          warm_up=options.settle_share, final=0.1)
     kept: dict[str, Any] = {'generator': generator}
     judges = critic = None
     if with_dmd:
@@ -206,7 +209,7 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
                 split(module, process)
         judges = Judges(teacher.eval(), imitator, shard, prompts, options)
         critic = Optimiser(imitator, process, options.critic_rate, options.weight_decay,
-                           betas=(0.0, 0.999), final=0.2)
+                           betas=(0.0, 0.999), warm_up=options.settle_share, final=0.2)
         kept['critic'] = critic
     stage = Stage('distil', process, run, [shard.random])
     stage.samples(generator, sheet)

@@ -74,6 +74,16 @@ REACTION_FRAMES: Final = 1
 OBJECT_FRAMES: Final = 12
 OBJECT_DELAY_FRAMES: Final = 3
 CANONICAL_SHARE: Final = 0.35
+# Prompts that do not name what is worn, in training: so that it is memory that keeps it on, and
+# only a prompt to take it off that takes it off. How often a segment falls silent about it, and
+# one that leaves the view; how often it stays silent.
+UNTOLD_SHARE: Final = 0.15
+UNTOLD_AWAY_SHARE: Final = 0.5
+UNTOLD_AGAIN_SHARE: Final = 0.6
+# In training people leave the view more often, and longer, than chance would have it.
+LEAVING_WEIGHT: Final = 2.2
+LONG_AWAY_SHARE: Final = 0.4
+LONG_CHUNKS: Final = (30, 60)
 
 # How often each action is drawn, given that it is possible in the world.
 _WEIGHTS: Final = {
@@ -202,6 +212,7 @@ class _Composer:
     def __init__(self, rng: np.random.Generator, library: SpeechLibrary, split: str,
                  frames: int) -> None:
         self.rng = rng
+        self.split = split
         self.library = library
         self.frames = frames
         self.faces = {name: Track(frames) for name in _FACES if name != 'neutral'}
@@ -218,6 +229,7 @@ class _Composer:
         self.events: list[Event] = []
         self.speech: list[Placed] = []
         self.worlds: list[tuple[int, WorldState]] = []
+        self.told = True
         self.voice = self._pick_voice(split)
         self.level = self._between(0.85, 1.0)
 
@@ -241,6 +253,19 @@ class _Composer:
         if self.rng.random() < CANONICAL_SHARE:
             return 0
         return int(self.rng.integers(trained_variants(world, action)))
+
+    def _draw_told(self, action: str) -> None:
+        """Whether prompts name what is worn, from this action on."""
+        if action in ('wear', 'remove'):
+            self.told = True
+        elif action == 'step_out':
+            self.told = self.rng.random() >= UNTOLD_AWAY_SHARE
+        elif action != 'come_back':
+            self.told = self.rng.random() >= (UNTOLD_SHARE if self.told else UNTOLD_AGAIN_SHARE)
+
+    def _as_told(self, world: WorldState) -> WorldState:
+        """The world that a prompt describes."""
+        return world if self.told else replace(world, glasses=False, hat=False)
 
     def _set_prompt(self, start: int, text: str) -> None:
         self.prompt_ids[start // FRAMES_PER_CHUNK:] = prompt_id(text)
@@ -303,7 +328,7 @@ class _Composer:
 
     def stable(self, start: int, world: WorldState, length: int) -> int:
         """A stable segment; returns its end frame."""
-        self._set_prompt(start, stable_prompt(world, self._variant(world)))
+        self._set_prompt(start, stable_prompt(self._as_told(world), self._variant(world)))
         self.worlds.append((start, world))
         end = start + length
         if not world.in_view:
@@ -331,7 +356,8 @@ class _Composer:
         names = [name for name in _WEIGHTS if not (
             name == 'come_back' or (name == 'remove' and not world.worn)
             or (name == 'wear' and len(world.worn) == 2))]
-        weights = np.array([_WEIGHTS[name] for name in names])
+        often = _WEIGHTS if self.split == 'test' else _WEIGHTS | {'step_out': LEAVING_WEIGHT}
+        weights = np.array([often[name] for name in names])
         action = names[int(self.rng.choice(len(names), p=weights / weights.sum()))]
         slots: dict[str, str] = {}
         for slot, values in ACTION_SLOTS[action].items():
@@ -350,8 +376,10 @@ class _Composer:
     def act(self, start: int, world: WorldState) -> tuple[int, WorldState]:
         """An action segment; returns its end frame and the world after it."""
         action, slots = self.choose(world)
-        self._set_prompt(start, action_prompt(action, world, self._variant(world, action),
-                                              **slots))
+        if self.split == 'train':
+            self._draw_told(action)
+        self._set_prompt(start, action_prompt(action, self._as_told(world),
+                                              self._variant(world, action), **slots))
         begin = start + int(self.rng.integers(0, REACTION_FRAMES + 1))
         then = after(action, world, **slots)
         # The face first goes where the world after the action has it; the action adds to that.
@@ -566,7 +594,7 @@ class _Rehearsal(_Composer):
                  slots: dict[str, str]) -> None:
         silent = SpeechLibrary(np.zeros((0, MEL_BANDS), np.uint8),
                                np.zeros((0, len(MOUTH_UNITS)), np.uint8), MOUTH_UNITS, [])
-        super().__init__(rng, silent, 'train', frames)
+        super().__init__(rng, silent, 'test', frames)
         self._action, self._slots = action, slots
 
     def _pick_voice(self, split: str) -> list[Utterance]:
@@ -627,7 +655,8 @@ def compose(seed: int, people: Sequence[int], speech: SpeechLibrary, seconds: fl
     composer.settle(world)
     frame = 0
     while frame < frames:
-        chunks = int(rng.integers(30, 60) if rng.random() < .06 else rng.integers(4, 15))
+        long = LONG_AWAY_SHARE if split == 'train' and not world.in_view else .06
+        chunks = int(rng.integers(*LONG_CHUNKS) if rng.random() < long else rng.integers(4, 15))
         frame = composer.stable(frame, world, chunks * FRAMES_PER_CHUNK)
         if frame < frames and rng.random() < .2 and world.in_view:
             world = _drift(rng, world)
