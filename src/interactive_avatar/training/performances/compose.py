@@ -37,6 +37,7 @@ from interactive_avatar.training.performances.motion import (
     blinks,
     bob,
     oscillation,
+    spring,
     sway,
 )
 from interactive_avatar.training.performances.mouth import mouth_opening
@@ -80,8 +81,10 @@ CANONICAL_SHARE: Final = 0.35
 UNTOLD_SHARE: Final = 0.15
 UNTOLD_AWAY_SHARE: Final = 0.5
 UNTOLD_AGAIN_SHARE: Final = 0.6
-# In training people leave the view more often, and longer, than chance would have it.
-LEAVING_WEIGHT: Final = 2.2
+# In training people leave the view more often, and longer, than chance would have it, and move
+# their heads more: turned and tilted faces are what is hardest to draw.
+TRAINING_WEIGHTS: Final = {'step_out': 2.2, 'look': 4.0, 'tilt_head': 2.4, 'shake_head': 1.8,
+                           'nod': 1.8}
 LONG_AWAY_SHARE: Final = 0.4
 LONG_CHUNKS: Final = (30, 60)
 
@@ -287,7 +290,7 @@ class _Composer:
 
     def _face(self, name: str, start: int, level: float, duration: int = 10) -> None:
         if abs(float(self.faces[name].values[min(start, self.frames) - 1]) - level) > 1e-3:
-            self.faces[name].move(start, duration, level)
+            self.faces[name].move(start, duration, level, spring)
 
     def _look(self, start: int, yaw_rad: float, pitch_rad: float, head_share: float) -> None:
         """Eyes jump in two frames, the head follows in half a second."""
@@ -356,7 +359,7 @@ class _Composer:
         names = [name for name in _WEIGHTS if not (
             name == 'come_back' or (name == 'remove' and not world.worn)
             or (name == 'wear' and len(world.worn) == 2))]
-        often = _WEIGHTS if self.split == 'test' else _WEIGHTS | {'step_out': LEAVING_WEIGHT}
+        often = _WEIGHTS if self.split == 'test' else _WEIGHTS | TRAINING_WEIGHTS
         weights = np.array([often[name] for name in names])
         action = names[int(self.rng.choice(len(names), p=weights / weights.sum()))]
         slots: dict[str, str] = {}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,13 @@ def ease(count: int) -> Floats:
     return np.asarray(x * x * x * (10.0 - 15.0 * x + 6.0 * x * x), np.float32)
 
 
+def spring(count: int) -> Floats:
+    """Rise that is well under way in its first frames, as faces move (heads have inertia, `ease`),
+    and lands softly: the mean of 1 - (1 - x)^2 and the cubic smooth step, float32 [count]."""
+    x = (np.arange(count, dtype=np.float32) + 1.0) / max(count, 1)
+    return np.asarray(0.5 * x * (2.0 - x) + 0.5 * x * x * (3.0 - 2.0 * x), np.float32)
+
+
 class Track:
     """One value over time, changed by eased moves made in chronological order."""
 
@@ -30,10 +38,11 @@ class Track:
         """Hold `value` for all `frames`."""
         self.values: Floats = np.full(frames, value, np.float32)
 
-    def move(self, start: int, duration: int, value: float) -> None:
+    def move(self, start: int, duration: int, value: float,
+             rise: Callable[[int], Floats] = ease) -> None:
         """Go to `value` from wherever the track is at `start`, in `duration` frames; stay there.
 
-        Moves outside the performance are cut off.
+        Moves outside the performance are cut off. `rise` gives their course (`ease`, `spring`).
         """
         if start >= self.values.size:
             return
@@ -41,7 +50,7 @@ class Track:
         from_value = float(self.values[max(start - 1, 0)])
         end = min(start + duration, self.values.size)
         self.values[start:] = value
-        self.values[start:end] = from_value + (value - from_value) * ease(duration)[:end - start]
+        self.values[start:end] = from_value + (value - from_value) * rise(duration)[:end - start]
 
     def pulse(self, start: int, rise: int, hold: int, fall: int, value: float) -> None:
         """Go to `value` and back to where the track was."""
