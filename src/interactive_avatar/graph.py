@@ -62,8 +62,10 @@ def prepare_environment(environment: MutableMapping[str, str]) -> MutableMapping
     prefixes = environment.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
     if (Path(sys.prefix) / 'share' / 'rclpy').is_dir() and sys.prefix not in prefixes:
         environment['AMENT_PREFIX_PATH'] = os.pathsep.join(filter(None, [sys.prefix, *prefixes]))
-    # OpenMP threads that spin while they wait would take the core from the other nodes.
+    # Threads that spin while they wait would take the core from the other nodes; OpenBLAS, under
+    # NumPy, cannot be told to wait otherwise, and the products here are small.
     environment.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    environment.setdefault('OPENBLAS_NUM_THREADS', '1')
     return environment
 
 

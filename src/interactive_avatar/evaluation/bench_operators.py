@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from interactive_avatar.evaluation.report import number, table
+from interactive_avatar.generator.backends.onnx_sessions import session_options
 from interactive_avatar.generator.model import ModelFiles
 from interactive_avatar.generator.signatures import (
     INT8_SUFFIX,
@@ -54,12 +55,9 @@ def profile(graph: Path, signature: GraphSignature, threads: int, runs: int) -> 
         runs: how many to take the median of, after warming up.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / 'profile')
-        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         session = ort.InferenceSession(str(graph), options, providers=['CPUExecutionProvider'])
         inputs = example_inputs(signature)
         for _ in range(WARM_UP_RUNS + runs):

@@ -65,7 +65,9 @@ def log_mel(samples: NDArray[np.int16],
     frames = np.lib.stride_tricks.sliding_window_view(signal, MEL_WINDOW_SAMPLES)
     frames = frames[::MEL_HOP_SAMPLES][:count] * np.hanning(MEL_WINDOW_SAMPLES).astype(np.float32)
     power = np.abs(np.fft.rfft(frames, MEL_FFT_SAMPLES)).astype(np.float32) ** 2
-    energy = power @ mel_filterbank().T
+    # No matrix product: BLAS would wake a thread that spins for tens of ms after each, on the
+    # cores that make the pictures.
+    energy = np.einsum('tf,bf->tb', power, mel_filterbank())
     with np.errstate(divide='ignore'):
         return np.clip(np.log(energy), MEL_FLOOR_LN, MEL_CEILING_LN).astype(np.float32)
 

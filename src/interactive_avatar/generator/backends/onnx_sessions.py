@@ -26,6 +26,8 @@ from interactive_avatar.generator.model import WEIGHTS_NAME, ModelError, ModelFi
 from interactive_avatar.generator.signatures import GraphSignature, TensorSpec
 from interactive_avatar.paths import cache_folder
 
+EXACT_PRODUCTS: Final = ('avx512_vnni', 'avx_vnni')
+"""Processor flags (x86) of products of 8-bit numbers that are summed in 32 bits."""
 KEPT_FOR_S: Final = 30 * 24 * 3600.0
 """What nobody used for so long is removed when something else is kept."""
 
@@ -50,7 +52,7 @@ def open_session(files: ModelFiles, variant: str, wanted: GraphSignature, thread
     with contextlib.suppress(OSError):  # no room or no right to write: do without
         session = _open_kept(graph, _kept_path(files, variant), threads)
     try:
-        session = session or _session(graph, _options(threads))
+        session = session or _session(graph, session_options(threads))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ModelError(f'graph {variant!r} of {str(files.root)!r} cannot be loaded by ONNX '
                          f"Runtime: {error}; run 'avatar export' again") from error
@@ -64,7 +66,8 @@ def open_session(files: ModelFiles, variant: str, wanted: GraphSignature, thread
     return session
 
 
-def _options(threads: int) -> Any:
+def session_options(threads: int) -> Any:
+    """How every session runs; threads: see `open_session`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -72,9 +75,17 @@ def _options(threads: int) -> Any:
     options.log_severity_level = 3
     # Waiting threads that spin take the cores that recognition and the voice need.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    # Exact products on processors whose 8-bit ones would overflow.
-    options.add_session_config_entry('session.x64quantprecision', '1')
+    options.add_session_config_entry('session.x64quantprecision', _wider_products())
     return options
+
+
+def _wider_products() -> str:
+    """'1' on processors whose sums of 8-bit products overflow at 16 bits: weights become unsigned
+    then, and exact. It must be '0' elsewhere: ONNX Runtime would turn them there too, away from
+    the processor's own instruction, and a chunk would take 1.7 times as long
+    (`avatar bench generator`)."""
+    flags = _processor().split()
+    return '0' if any(flag in flags for flag in EXACT_PRODUCTS) else '1'
 
 
 def _session(graph: Path, options: Any) -> Any:
@@ -88,7 +99,7 @@ def _open_kept(graph: Path, kept: Path, threads: int) -> Any:
     Raises:
         OSError: if the file cannot be written.
     """
-    options = _options(threads)
+    options = session_options(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for _ in range(2):
         with contextlib.suppress(Exception):  # see `open_session`
@@ -138,7 +149,7 @@ def kept_result(files: ModelFiles, variant: str, inputs: Mapping[str, NDArray[An
 def _keep(graph: Path, kept: Path) -> bool:
     """Optimise ``graph`` into the file ``kept``; whether that went well."""
     def write(new: Path) -> None:
-        options = _options(1)
+        options = session_options(1)
         options.log_severity_level = 4  # it warns that the file is for this processor only
         options.optimized_model_filepath = str(new)
         _session(graph, options)
@@ -172,7 +183,8 @@ def _kept_path(files: ModelFiles, variant: str) -> Path:
     """Where the optimised graph lies: named by graph, weights, ONNX Runtime and processor."""
     parts = [files.sha256.get(name) or sha256_of(files.root / name)
              for name in (f'{variant}.onnx', WEIGHTS_NAME)]
-    key = hashlib.sha256('\n'.join([*parts, ort.__version__, _processor()]).encode()).hexdigest()
+    parts += [ort.__version__, _processor(), _wider_products()]
+    key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()
     return cache_folder() / 'onnx' / f'{variant}-{key[:24]}.onnx'
 
 
