@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from launch import LaunchDescription, LaunchDescriptionEntity
+from launch import LaunchDescription, LaunchDescriptionEntity, SomeSubstitutionsType
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.conditions import IfCondition
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
@@ -120,13 +120,15 @@ def start_nodes(context) -> list[LaunchDescriptionEntity]:
 
 def generate_launch_description() -> LaunchDescription:
     """Describe the launch."""
-    def unless_set(variable: str) -> SetEnvironmentVariable:
-        return SetEnvironmentVariable(variable, EnvironmentVariable(
-            variable, default_value=LaunchConfiguration('fastdds_profile')))
+    def unless_set(variable: str, value: SomeSubstitutionsType) -> SetEnvironmentVariable:
+        return SetEnvironmentVariable(variable, EnvironmentVariable(variable, default_value=value))
 
     return LaunchDescription([
         *arguments(),
-        unless_set('FASTRTPS_DEFAULT_PROFILES_FILE'),
-        unless_set('FASTDDS_DEFAULT_PROFILES_FILE'),
+        unless_set('FASTRTPS_DEFAULT_PROFILES_FILE', LaunchConfiguration('fastdds_profile')),
+        unless_set('FASTDDS_DEFAULT_PROFILES_FILE', LaunchConfiguration('fastdds_profile')),
+        # Threads that spin while they wait would take the core from the other nodes.
+        unless_set('OMP_WAIT_POLICY', 'PASSIVE'),
+        unless_set('OPENBLAS_NUM_THREADS', '1'),
         OpaqueFunction(function=start_nodes),
     ])

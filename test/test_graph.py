@@ -87,9 +87,12 @@ def test_without_respawn_an_ended_node_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_environment_keeps_what_the_user_set() -> None:
-    environment = prepare_environment({PROFILE_VARIABLES[0]: '/mine.xml'})
+    environment = prepare_environment({PROFILE_VARIABLES[0]: '/mine.xml',
+                                       'OPENBLAS_NUM_THREADS': '4'})
     assert environment[PROFILE_VARIABLES[0]] == '/mine.xml'
     assert environment[PROFILE_VARIABLES[1]].endswith('config/fastdds.xml')
+    assert environment['OPENBLAS_NUM_THREADS'] == '4'
+    assert prepare_environment({})['OPENBLAS_NUM_THREADS'] == '1'
 
 
 def test_wrong_names_are_refused() -> None:

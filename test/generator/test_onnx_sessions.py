@@ -128,3 +128,19 @@ def test_pixels_depend_neither_on_threads_nor_on_what_was_kept(model: Path, kept
         first, *others = [stream.step(block).frames for stream in streams]
         for other in others:
             np.testing.assert_array_equal(other, first)
+
+
+@pytest.mark.parametrize(('processor', 'wider'), [
+    ('flags : fpu avx2 avx512f', '1'), ('flags : fpu avx2 avx_vnni', '0'),
+    ('flags : fpu avx512f avx512_vnni amx_int8', '0'), ('aarch64 ', '1')])
+def test_products_are_widened_only_where_they_would_overflow(
+        processor: str, wider: str, model: Path, kept: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_sessions, '_processor', lambda: processor)
+    options = onnx_sessions.session_options(1)
+    assert options.get_session_config_entry('session.x64quantprecision') == wider
+    # A graph that was kept with the other setting is not taken.
+    path = onnx_sessions._kept_path(ModelFiles.open(model), 'decode.int8')
+    other = ('fpu', 'aarch64') if wider == '1' else ()
+    monkeypatch.setattr(onnx_sessions, 'EXACT_PRODUCTS', other)
+    assert onnx_sessions._kept_path(ModelFiles.open(model), 'decode.int8') != path
