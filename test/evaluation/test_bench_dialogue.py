@@ -56,6 +56,9 @@ def test_how_soon_it_falls_silent() -> None:
            {'start_ns': T0_NS + 960 * MS, 'ended': True}]
     stops = bench_response.measure_stops(recording, log)
     assert stops == [{'voice': pytest.approx(0.16), 'told': pytest.approx(0.06)}]
+    # The user pauses and goes on, so that the first answer, to the first words, never sounds.
+    recording.intents.insert(0, event(1800, turn_id=5))
+    assert bench_response.measure_stops(recording, log) == stops
     assert bench_response.measure_stops(recording, [{**log[0], 'ended': True}, log[1]]) == []
 
 

@@ -127,11 +127,10 @@ def measure_stops(recording: Recording, log: Sequence[dict[str, Any]]) -> list[d
                      and e.arrival_ns > start), None)
         if start is None or told is None:
             continue
-        # The answer to the interruption is another turn; its sound is not what should stop.
-        answer = next((e for e in recording.intents if e.arrival_ns > told), None)
-        turn = answer.fields.get('turn_id') if answer else None
-        began = next((s.stamp_ns for s in recording.audio
-                      if turn is not None and s.turn_id == turn), None)
+        # The answer to the interruption is another turn; its sound is not what should stop. The
+        # first one may never sound, where the user paused and went on.
+        answers = {e.fields.get('turn_id') for e in recording.intents if e.arrival_ns > told}
+        began = next((s.stamp_ns for s in recording.audio if s.turn_id in answers), None)
         sounding = (levels > VOICED_DBFS) & (heard >= start - NS_PER_S)
         if began is not None:
             sounding &= heard < began
