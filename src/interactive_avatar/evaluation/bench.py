@@ -302,6 +302,14 @@ def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
         save=args.out / 'lips' if args.save_videos else None))
 
 
+def bench_latents(args: argparse.Namespace) -> dict[str, Any]:
+    """What decoders make of the latents of true pictures."""
+    from interactive_avatar.evaluation import bench_latents as latents
+
+    return latents.run(latents.Options(tuple(args.models), args.performances, args.seconds,
+                                       args.noise, args.people, args.speech))
+
+
 def bench_switch(args: argparse.Namespace) -> dict[str, Any]:
     """Cache-Switching against rebuilding the window, in one run."""
     from interactive_avatar.evaluation import bench_switch as switch
@@ -486,6 +494,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),
                       help='speech library with its sound beside it, for --make-set')
     kind.set_defaults(carry_out=bench_lips)
+    kind = kinds.add_parser('latents', parents=[common],
+                            help='what decoders make of true latents: error, seams, lips (needs '
+                                 'the training assets)')
+    kind.add_argument('models', type=Path, nargs='*', default=[Path('models/compact')],
+                      help='folders of models')
+    kind.add_argument('--performances', type=int, default=3, help='held-out ones')
+    kind.add_argument('--seconds', type=float, default=12.0, help='of each')
+    kind.add_argument('--noise', type=float, default=0.0,
+                      help='standard deviation of noise on the latents')
+    kind.add_argument('--people', type=Path, default=Path('assets/people.npz'),
+                      help='baked people')
+    kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),
+                      help='packed speech library')
+    kind.set_defaults(carry_out=bench_latents)
     kind = kinds.add_parser('switch', parents=[common, model],
                             help='switching the prompt against rebuilding the window under it')
     kind.set_defaults(carry_out=bench_switch)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,6 +222,19 @@ def _said(play: Performance, library: SpeechLibrary, voices: Path, aligner: Alig
     return tuple(word for word in said if word.end_s <= end_s)
 
 
+def held_out_plays(people: Sequence[int], library: SpeechLibrary, count: int, seconds: float
+                   ) -> Iterator[Performance]:
+    """Performances of the test split in which there is speech enough, each of another person."""
+    from interactive_avatar.training.performances import compose
+
+    for index in range(count):
+        # One person each, so that `count` people are seen and not one twice.
+        person = people[index * len(people) // count]
+        yield next(play for play in (
+            compose(FIRST_TEST_SEED + index + count * attempt, [person], library, seconds,
+                    'test') for attempt in itertools.count()) if _talks(play, library))
+
+
 def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: float) -> list[Path]:
     """Compose, render and judge performances of the test split.
 
@@ -239,7 +252,6 @@ def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: floa
         judges.JudgeMissing: without mediapipe.
         FileNotFoundError: without the assets.
     """
-    from interactive_avatar.training.performances import compose
     from interactive_avatar.training.render.renderer import Renderer
     from interactive_avatar.training.speech.align import Aligner
     from interactive_avatar.training.speech.library import SpeechLibrary
@@ -251,12 +263,7 @@ def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: floa
     paths: list[Path] = []
     with judges.MeshJudge() as mesh:
         identity = judges.IdentityJudge() if not judges.available()['dlib'] else None
-        for index in range(count):
-            # One person each, so that `count` people are seen and not one twice.
-            person = held_out[index * len(held_out) // count]
-            play = next(play for play in (
-                compose(FIRST_TEST_SEED + index + count * attempt, [person], library, seconds,
-                        'test') for attempt in itertools.count()) if _talks(play, library))
+        for play in held_out_plays(held_out, library, count, seconds):
             frames, _ = renderer.render(play.identity, play.units, play.head, play.glasses,
                                         play.hat)
             known = np.zeros((0, judges.IDENTITY_WIDTH)) if identity is None \
