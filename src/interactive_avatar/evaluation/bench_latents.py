@@ -56,6 +56,9 @@ def decoded(autoencoder: Autoencoder, frames: NDArray[np.uint8], picture: NDArra
         picture: the reference, uint8 [H, W, 3].
         noise: standard deviation of what is added to the latents, the same in every call.
 
+    Returns:
+        uint8 [n, H, W, 3].
+
     Raises:
         ValueError: if the frames are no whole chunks.
     """
@@ -77,8 +80,19 @@ def decoded(autoencoder: Autoencoder, frames: NDArray[np.uint8], picture: NDArra
 
 def figures(made: NDArray[np.uint8], true: NDArray[np.uint8], gap: NDArray[np.float64],
             opening: NDArray[np.float32]) -> dict[str, float]:
-    """Mean absolute error in grey levels, seams, and how the lip gap ``gap`` [n] that the judge
-    saw in ``made`` follows the true opening [n]."""
+    """How decoded frames differ from the true ones.
+
+    Args:
+        made, true: uint8 [n, H, W, 3].
+        gap: lip gap that the judge saw in ``made``, [n]. opening: the true one, [n].
+
+    Returns:
+        ``l1_grey``, mean absolute error in grey levels; ``seams``, see `metrics.seam_ratio`;
+        ``lips``, see `metrics.lip_fit`.
+
+    Raises:
+        ValueError: if the lengths differ, or are too short for these metrics.
+    """
     error = np.mean([np.abs(a.astype(np.int16) - b).mean() for a, b in zip(made, true,
                                                                            strict=True)])
     return {'l1_grey': float(error), 'seams': metrics.seam_ratio(made),
@@ -101,6 +115,11 @@ def run(options: Options) -> dict[str, Any]:
     from interactive_avatar.training.speech.library import SpeechLibrary
 
     found: dict[str, dict[str, dict[str, float]]] = {TRUTH: {}}
+    decoders = {}
+    for folder in options.models:
+        generator = Generator(ModelFiles.open(folder).config)
+        generator.load(folder / WEIGHTS_NAME)
+        decoders[str(folder)] = generator.autoencoder.eval()
     library, renderer = SpeechLibrary.load(options.speech), Renderer(options.people)
     with judges.MeshJudge() as mesh:
         for play in bench_lips.held_out_plays(renderer.people.split(held_out=True), library,
@@ -111,13 +130,11 @@ def run(options: Options) -> dict[str, Any]:
             picture = renderer.reference_view(play.identity)
             found[TRUTH][person] = figures(frames, frames, mesh.track(frames).lip_gap,
                                            play.mouth_open)
-            for folder in options.models:
-                generator = Generator(ModelFiles.open(folder).config)
-                generator.load(folder / WEIGHTS_NAME)
-                made = decoded(generator.eval().autoencoder, frames, picture, options.noise)
+            for name, autoencoder in decoders.items():
+                made = decoded(autoencoder, frames, picture, options.noise)
                 row = figures(made, frames, mesh.track(made).lip_gap, play.mouth_open)
-                found.setdefault(str(folder), {})[person] = row
-                print(f'{person}, {folder}: error {row["l1_grey"]:.2f} grey levels, seams '
+                found.setdefault(name, {})[person] = row
+                print(f'{person}, {name}: error {row["l1_grey"]:.2f} grey levels, seams '
                       f'{row["seams"]:.2f}, lips {row["lips"]:.2f}', file=sys.stderr, flush=True)
     renderer.close()
     means = {name: {key: float(np.mean([row[key] for row in rows.values()]))

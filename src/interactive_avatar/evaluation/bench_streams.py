@@ -31,8 +31,7 @@ def run(group: StreamGroup, streams: int, steps: int, speech: Any, paced: bool) 
     Returns:
         ``step_ms`` [steps], ``joined``, ``refused`` and the last refusal's words.
     """
-    if hasattr(group.backend, 'warm_up'):
-        group.backend.warm_up(streams)
+    group.backend.warm_up(streams)
     members, refusal = {}, ''
     for number in range(streams):
         try:

@@ -182,9 +182,7 @@ class AvatarStream:
         with ThreadPoolExecutor(1, 'text encoder') as beside:
             encoder = beside.submit(TextEncoder.load)
             opened = open_backend(backend, files, **backend_options)
-            # A card's graphs are recorded now, or the first chunk would wait for it.
-            if hasattr(opened, 'warm_up'):
-                opened.warm_up()
+            opened.warm_up()
         return cls(opened, picture, prompt or stable_prompt(WorldState()),
                    encoder.result().encode, seed, key_frames,
                    lookahead_ms=lookahead_ms)

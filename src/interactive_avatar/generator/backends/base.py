@@ -194,6 +194,10 @@ class Backend(Protocol):
         """Run one graph of `signatures` by itself, to compare and to measure."""
         ...
 
+    def warm_up(self, streams: int = 1) -> None:
+        """Do now what the first chunk of up to ``streams`` streams at once would wait for."""
+        ...
+
     def close(self) -> None:
         """Release the device."""
         ...

@@ -276,6 +276,9 @@ class OnnxBackend:
         """See `Backend.run_graph`."""
         return {key: value.copy() for key, value in self._graph(name)(**inputs).items()}
 
+    def warm_up(self, streams: int = 1) -> None:
+        """See `Backend.warm_up`; the graphs of a stream are open from the beginning."""
+
     def close(self) -> None:
         """See `Backend.close`."""
         if self._beside:

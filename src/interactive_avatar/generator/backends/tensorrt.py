@@ -453,6 +453,9 @@ class TensorRTBackend:
         except DeviceError as error:
             raise BackendLostError(str(error)) from error
 
+    def warm_up(self, streams: int = 1) -> None:
+        """See `Backend.warm_up`; chunks are recorded where their buffers stand, by the first."""
+
     def close(self) -> None:
         """See `Backend.close`."""
         with self.device:

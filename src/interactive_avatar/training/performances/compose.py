@@ -597,6 +597,7 @@ class _Rehearsal(_Composer):
                  slots: dict[str, str]) -> None:
         silent = SpeechLibrary(np.zeros((0, MEL_BANDS), np.uint8),
                                np.zeros((0, len(MOUTH_UNITS)), np.uint8), MOUTH_UNITS, [])
+        # As in tests: an action alone is told and drawn as it is, whoever carries it out.
         super().__init__(rng, silent, 'test', frames)
         self._action, self._slots = action, slots
 
