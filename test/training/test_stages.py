@@ -33,7 +33,7 @@ from interactive_avatar.training.reader import (
     draw_readings,
     train_reader,
 )
-from interactive_avatar.training.stage import Run
+from interactive_avatar.training.stage import Optimiser, Run
 from interactive_avatar.training.student import StudentOptions, euler_levels, train_student
 from interactive_avatar.training.teacher import (
     TeacherOptions,
@@ -199,6 +199,25 @@ def teach(folder: Path, **values: object) -> Trainee:
     model = trainee()
     train_teacher(model, shard(), prompts(), ALONE, run_in(folder, **values), TEACHER)
     return model
+
+
+def test_the_first_updates_are_small_whatever_the_gradient_and_the_clock() -> None:
+    def moved(settle_steps: int, progress: float, updates: int) -> list[float]:
+        layer = torch.nn.Linear(4, 4)
+        optimiser = Optimiser(layer, ALONE, 1e-2, weight_decay=0.0, betas=(0.0, 0.999),
+                              settle_steps=settle_steps, final=1.0)
+        steps = []
+        for _ in range(updates):
+            before = layer.weight.detach().clone()
+            optimiser.backward(1e3 * layer(torch.ones(1, 4)).sum())
+            optimiser.step(progress)
+            steps.append(float((layer.weight.detach() - before).abs().max()))
+        return steps
+
+    # Compiling has used up a tenth of the schedule: the rate rises all the same.
+    assert moved(10, 0.1, 12) == pytest.approx([1e-3 * min(i, 10) for i in range(1, 13)],
+                                               rel=1e-3)
+    assert moved(0, 0.1, 1) == pytest.approx([1e-2], rel=1e-3)
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path: Path) -> None:

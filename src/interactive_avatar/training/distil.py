@@ -51,7 +51,8 @@ class DistilOptions:
             more by mouth_weight and eye_weight; reading_weight: of mouth and eye units read off
             their latents where the clip has them (`probe`).
         reader_weight: of the free streams' mouth units, wherever their mouths are (`reader`).
-        settle_share: of the schedule, in which the rates of generator and critic rise.
+        settle_steps: over which the rates of generator and critic rise, each from its own first
+            update (see `Optimiser`).
     """
 
     batch: int = 32
@@ -74,12 +75,12 @@ class DistilOptions:
     level_high: float = 0.98
     memory_drop: float = 0.3
     critic_updates: int = 2
-    critic_warm_up: int = 30
+    critic_warm_up: int = 50
     peak_rate: float = 1e-4
     critic_rate: float = 2e-4
     weight_decay: float = 0.0
     average_decay: float = 0.99
-    settle_share: float = 0.05
+    settle_steps: int = 60
     reader_seconds: float = 20.0
     reader_steps: int = 0
 
@@ -197,7 +198,7 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
     process.share_weights(model)
     generator = Optimiser(model, process, options.peak_rate, options.weight_decay,
                           betas=(0.0, 0.999), average_decay=options.average_decay,
-                          warm_up=options.settle_share, final=0.1)
+                          settle_steps=options.settle_steps, final=0.1)
     kept: dict[str, Any] = {'generator': generator}
     judges = critic = None
     if with_dmd:
@@ -209,7 +210,8 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
                 split(module, process)
         judges = Judges(teacher.eval(), imitator, shard, prompts, options)
         critic = Optimiser(imitator, process, options.critic_rate, options.weight_decay,
-                           betas=(0.0, 0.999), warm_up=options.settle_share, final=0.2)
+                           betas=(0.0, 0.999), settle_steps=options.settle_steps,
+                           final=0.2)
         kept['critic'] = critic
     stage = Stage('distil', process, run, [shard.random])
     stage.samples(generator, sheet)

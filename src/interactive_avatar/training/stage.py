@@ -122,14 +122,18 @@ class Optimiser:
     Args:
         module: what is trained; parameters without ``requires_grad`` are left alone.
         peak_rate: top of the schedule (`learning_rate`); average_decay: of the average.
+        settle_steps: updates over which the rate rises. Counted in updates and not in the
+            schedule's time, a tenth of which goes by while layers compile: Adam's first updates
+            move every weight by the full rate, whatever the gradient, and at the full rate that
+            threw streams so far off that a third of a distillation went by until they were back.
     """
 
     def __init__(self, module: nn.Module, process: Process, peak_rate: float,
                  weight_decay: float = 0.02, betas: tuple[float, float] = (0.9, 0.98),
-                 average_decay: float = 0.9985, warm_up: float = 0.02, final: float = 0.02,
+                 average_decay: float = 0.9985, settle_steps: int = 50, final: float = 0.02,
                  clip: float = 1.0) -> None:
         self._process, self._rate, self._clip = process, peak_rate, clip
-        self._warm_up, self._final = warm_up, final
+        self._settle_steps, self._final, self._updates = settle_steps, final, 0
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         matrices = [p for p in self.parameters if p.dim() >= 2]
         vectors = [p for p in self.parameters if p.dim() < 2]
@@ -145,8 +149,10 @@ class Optimiser:
 
     def step(self, progress: float) -> Tensor:
         """Update from the gathered gradients; returns their norm before clipping."""
+        self._updates += 1
+        settled = min(1.0, self._updates / max(1, self._settle_steps))
         for group in self._adam.param_groups:
-            group['lr'] = learning_rate(progress, self._rate, self._warm_up, self._final)
+            group['lr'] = settled * learning_rate(progress, self._rate, 0.0, self._final)
         if not any(isinstance(p, DTensor) for p in self.parameters[:1]):
             self._process.mean_gradients(self.parameters)
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, self._clip))
@@ -162,7 +168,7 @@ class Optimiser:
                                for name, value in entry.items()}
                          for key, entry in adam['state'].items()}
         return {'raw': [local(p.detach()).clone() for p in self.parameters],
-                'average': self.average.state_dict(), 'adam': adam}
+                'average': self.average.state_dict(), 'adam': adam, 'updates': self._updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -170,6 +176,7 @@ class Optimiser:
         for parameter, value in zip(self.parameters, state['raw'], strict=True):
             local(parameter).copy_(value)
         self.average.load_state_dict(state['average'])
+        self._updates = state['updates']
         adam = state['adam']
         for index, parameter in enumerate(p for g in self._adam.param_groups
                                           for p in g['params']):

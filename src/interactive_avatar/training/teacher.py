@@ -44,7 +44,7 @@ class TeacherOptions:
     memory_drop: float = 0.3
     mouth_head_weight: float = 0.1
     average_decay: float = 0.998
-    settle_share: float = 0.05
+    settle_steps: int = 100
 
 
 def shifted_levels(count: int, shift: float, device: torch.device, low: float = 0.02,
@@ -108,7 +108,8 @@ def train_teacher(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
     device, cuda = process.device, process.device.type == 'cuda'
     config = shard.config
     optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
-                          average_decay=options.average_decay, warm_up=options.settle_share)
+                          average_decay=options.average_decay,
+                          settle_steps=options.settle_steps)
     stage = Stage('teacher', process, run, [shard.random])
     stage.samples(optimiser, sheet)
     stage.keep(weights=optimiser)
