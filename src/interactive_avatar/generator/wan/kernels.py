@@ -18,7 +18,8 @@ ELEMENTS_PER_PROGRAM = 2048
 
 
 @triton.jit
-def _enter(y, bias, added, gamma, features, normed, rows, root,  # type: ignore[no-untyped-def]
+def _enter(y, bias, added, gamma, features, normed, kept,  # type: ignore[no-untyped-def]
+           rows, first_kept, root,
            channels: tl.constexpr, width: tl.constexpr, block: tl.constexpr,
            has_added: tl.constexpr, keep: tl.constexpr):
     row = tl.program_id(0) * block + tl.arange(0, block)
@@ -38,6 +39,8 @@ def _enter(y, bias, added, gamma, features, normed, rows, root,  # type: ignore[
         tl.float32)[None, :]
     x = x * tl.sigmoid(x)
     tl.store(normed + at, x.to(normed.dtype.element_ty), mask=inside)
+    tl.store(kept + (at - first_kept * channels), x.to(kept.dtype.element_ty),
+             mask=inside & (row >= first_kept)[:, None])
 
 
 def _launch(y: Tensor, bias: Tensor, added: Tensor | None, gamma: Tensor, kept: Tensor,
@@ -48,14 +51,18 @@ def _launch(y: Tensor, bias: Tensor, added: Tensor | None, gamma: Tensor, kept: 
     features = torch.empty_like(y) if keep else y
     padded[:2] = kept
     rows = y.numel() // channels
+    # The last two frames are remembered by the kernel itself, unless one of them is remembered
+    # already.
+    first_kept = rows - kept.numel() // channels if frames >= 2 else rows
     width = triton.next_power_of_2(channels)
     block = max(1, ELEMENTS_PER_PROGRAM // width)
     with torch.cuda.device(y.device) if y.is_cuda else nullcontext():
         _enter[(triton.cdiv(rows, block),)](
             y, bias, y if added is None else added.contiguous(), gamma, features, padded[2:],
-            rows, channels ** 0.5, channels=channels, width=width, block=block,
+            kept, rows, first_kept, channels ** 0.5, channels=channels, width=width, block=block,
             has_added=added is not None, keep=keep)
-    kept.copy_(padded[-2:])
+    if frames < 2:
+        kept.copy_(padded[-2:])
     return features, padded
 
 
