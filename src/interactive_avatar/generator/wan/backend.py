@@ -201,6 +201,9 @@ class WanBackend:
         self._group = torch.zeros((1, c.memory.group, *c.latent_shape), device=self.device,
                                   dtype=dtype)
         self._reference: Entry | None = None
+        self._features: Tensor | None = None
+        self._hear_graph: Any = None
+        self._heard: Tensor | None = None
         self._compress_graph: Any = None
         self._compressed: Tensor | None = None
 
@@ -277,8 +280,24 @@ class WanBackend:
         """Wav2Vec2 windows [latents, window, layers, width] -> the block's keys and values."""
         if self.network.audio_projector is None:
             return None
-        pairs = self.network.audio_cache(self._tensor(features))
-        return torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs])
+        given = self._tensor(features)
+        if not (self.options.graphs and self.device.type == 'cuda'):
+            pair = self._hear(given)
+        else:
+            # Hundreds of small kernels, which take longer to launch than to run.
+            if self._features is None or self._features.shape != given.shape:
+                self._features = given.clone()
+                self._hear_graph, self._heard = capture(
+                    lambda: self._hear(cast(Tensor, self._features)))
+            self._features.copy_(given)
+            self._hear_graph.replay()
+            pair = cast(Tensor, self._heard).clone()
+        return pair[0], pair[1]
+
+    def _hear(self, features: Tensor) -> Tensor:
+        pairs = self.network.audio_cache(features)
+        return torch.stack([torch.stack([k for k, _ in pairs]),
+                            torch.stack([v for _, v in pairs])])
 
     def use_empty_prompt(self, text: TextCache) -> None:
         """The prompt under which the reference and memory entries are run: the empty one, as in

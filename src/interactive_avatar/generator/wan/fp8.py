@@ -28,7 +28,8 @@ MANY_ROWS = 512
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., width] -> float8_e4m3fn of the same shape and float32 scales [..., 1]."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / E4M3_MAX
-    return (x.float() * scale.reciprocal()).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
+    scaled = (x.float() * scale.reciprocal()).clamp(-E4M3_MAX, E4M3_MAX)
+    return scaled.to(torch.float8_e4m3fn), scale
 
 
 class Fp8Linear(nn.Module):
@@ -60,8 +61,13 @@ class Fp8Linear(nn.Module):
             setattr(self, name, tensor.to(getattr(self, name).device))
         return self
 
+    @staticmethod
+    def _multiplies(x: Tensor) -> bool:
+        """Whether x lies where 8-bit floats are multiplied."""
+        return x.is_cuda
+
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_cuda:  # the same arithmetic where there is no 8-bit product
+        if not self._multiplies(x):  # the same arithmetic where there is no 8-bit product
             small, scale = quantise(x)
             wide = (small.float() * scale).to(x.dtype)
             return F.linear(wide, (self.weight.float() * self.scale).to(x.dtype), self.bias)

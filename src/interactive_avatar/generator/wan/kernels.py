@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernels, each of which compiles in a second at first use.
 
-`enter`: the VAE decoder's pass between two convolutions; `vae.enter` is its reference. One read and
-one or two writes of the features, where PyTorch's own operations make nine passes over tensors
+`enter`: the VAE decoder's pass between two convolutions; `vae.enter` is its reference. One read
+and one or two writes of the features, where PyTorch's own operations make nine passes over tensors
 that do not fit any cache.
 
 `turn_heads`: from a layer's product to self-attention; `runner.open_layer` is its reference.

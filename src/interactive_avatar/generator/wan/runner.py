@@ -2,9 +2,9 @@
 """Runs the transformer on one block of latent frames, again and again, as fast as a GPU allows.
 
 All that changes lies in fixed buffers: once the memory is full, one CUDA graph serves every step
-and the commit. Between attentions, layers run as two compiled regions that all layers share; layers
-of a picture that stands by itself are one region each. The context is rotated once per block, not
-once per forward. What can be run in several ways is timed on the device (`BlockRunner.tune`,
+and the commit. Between attentions, layers run as two compiled regions that all layers share; those
+of a picture that stands by itself run as one. The context is rotated once per block, not once per
+forward. What can be run in several ways is timed on the device (`BlockRunner.tune`,
 `quickest_products`).
 """
 
@@ -84,6 +84,12 @@ def close_split(block: Block, x: Tensor, m: Tensor, pieces: Pieces, remembered: 
     return close_layer(block, x, m, join(*pieces), remembered, text, audio)
 
 
+def place(k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, k_out: Tensor, v_out: Tensor) -> None:
+    """Turn keys [L, n, H, hw] and put them and their values where attention reads them."""
+    k_out.copy_(rotate(k, cos, sin))
+    v_out.copy_(v)
+
+
 def still_layer(block: Block, x: Tensor, m: Tensor, cos: Tensor, sin: Tensor, text: KeysValues,
                 before: tuple[Tensor, Tensor, Tensor, Tensor] | None
                 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,13 +163,16 @@ class BlockRunner:
         self._close_split: Callable[..., Tensor] = close_split
         self._still: Callable[..., tuple[Tensor, Tensor, Tensor]] = still_layer
         self._rotate: Callable[..., Tensor] = rotate
+        self._place: Callable[..., None] | None = None
         self._compiled = compiled
         if compiled:
             self._open, self._close = torch.compile(open_layer), torch.compile(close_layer)
             self._close_split = torch.compile(close_split)
             # A reference's tokens and an entry's are two shapes, each worth its own kernels.
             self._still = torch.compile(still_layer, dynamic=False)
+            # Slots fill once, and stay full: kernels of that shape, and one set for all others.
             self._rotate = torch.compile(rotate, dynamic=True)
+            self._place = torch.compile(place, dynamic=False)
         self._graphs = graphs and self.device.type == 'cuda'
         self._graph: Any = None
         self._out: Tensor | None = None
@@ -191,6 +200,7 @@ class BlockRunner:
                     raise ValueError('this model has audio attention: give the block its audio')
                 own.copy_(sound)
 
+    @torch.no_grad()
     def see(self, cache: WanCache) -> None:
         """Rotate a cache's filled slots to their times; the forwards that follow attend to them.
 
@@ -198,16 +208,16 @@ class BlockRunner:
         """
         frames, entries = cache.frame_tokens, cache.entry_tokens if self.memory_on else 0
         own = self._own
-        if frames:
-            cos, sin = self._tables['frames']
-            self._k[:, 0, own:own + frames] = self._rotate(cache.frames[0][:, :frames],
-                                                           cos[:frames], sin[:frames])
-            self._v[:, 0, own:own + frames] = cache.frames[1][:, :frames]
-        if entries:
-            cos, sin = self._tables['entries']
-            self._entry_k[:, 0, :entries] = self._rotate(cache.entries[0][:, :entries],
-                                                         cos[:entries], sin[:entries])
-            self._entry_v[:, 0, :entries] = cache.entries[1][:, :entries]
+        for count, kept, (cos, sin), k_out, v_out in (
+                (frames, cache.frames, self._tables['frames'], self._k[:, 0, own:],
+                 self._v[:, 0, own:]),
+                (entries, cache.entries, self._tables['entries'], self._entry_k[:, 0],
+                 self._entry_v[:, 0])):
+            if count and count == k_out.shape[1] and self._place is not None:
+                self._place(*kept, cos, sin, k_out, v_out)
+            elif count:
+                k_out[:, :count] = self._rotate(kept[0][:, :count], cos[:count], sin[:count])
+                v_out[:, :count] = kept[1][:, :count]
         self._frame_tokens, self._entry_tokens = frames, entries
 
     @property
@@ -374,7 +384,7 @@ class BlockRunner:
         def trial(way: Callable[..., Tensor]) -> Callable[[], Tensor]:
             return lambda: way(block, x, m[0], cos, sin, raw, k, v)
 
-        expected, compiled = [], self._open
+        compiled = self._open
         made = trial(compiled)()
         expected = [t.float() for t in (made, raw, k, v)]
         ways = {'compiled': compiled}
@@ -436,7 +446,7 @@ def quickest_products(network: WanTransformer, compiled: bool, timed: Timed = de
                        dtype=like.dtype)
     m = torch.randn((1, 6, 1, 1, c.network.width), device=like.device)
     found = {}
-    with _many_variants(), (torch.cuda.device(like.device) if like.is_cuda else nullcontext()):
+    with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
         for name in FP8_LINEARS:
             owner: nn.Module = block.text if name in ('q', 'o') else block
             linear = cast(nn.Linear, getattr(owner, name))
@@ -456,11 +466,3 @@ def quickest_products(network: WanTransformer, compiled: bool, timed: Timed = de
             finally:
                 setattr(owner, name, linear)
     return found
-
-
-def _many_variants() -> Any:
-    """A context in which a compiled region may have more variants than PyTorch lets it have."""
-    from torch import _dynamo
-    config: Any = _dynamo.config
-    return config.patch(recompile_limit=64) if hasattr(config, 'recompile_limit') else (
-        nullcontext())
