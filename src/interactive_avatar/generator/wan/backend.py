@@ -95,8 +95,8 @@ def required_bytes(config: WanConfig, precision: str = 'bf16') -> dict[str, int]
     n, memory, wide = config.network, config.memory, 4 if precision == 'float32' else 2
     weights = parameter_count(config) * wide
     if precision == 'fp8':
-        # Layers of width × width may stay in bf16 (`runner.quickest_products`).
-        block = 3 * n.width * n.width + 2 * n.width * n.ffn_width
+        # Of the rest bf16 may be quicker on some card (`runner.quickest_products`).
+        block = 3 * n.width * n.width + n.width * n.ffn_width
         weights -= n.layers * block
     per_token = 2 * n.layers * n.width * wide
     frames = (1 + memory.adjacent) * config.frame_tokens

@@ -337,8 +337,8 @@ class BlockRunner:
             torch.cuda.get_device_properties(self.device).multi_processor_count)}
         found = quickest({name: trial(plan, False) for name, plan in known.items()})
         wholes = [name for name in found if not known[name].queries][:1]
-        splits = [name for name in found if known[name].queries][:3]
         # A merge's kernels are compiled for each shape: only for what may win.
+        splits = [name for name in found if known[name].queries][:2]
         splits = [name for name in splits if not wholes or found[name] < found[wholes[0]]]
         if wholes and splits:
             expected = trial(known[wholes[0]], True)().float()
@@ -460,9 +460,16 @@ def quickest_products(network: WanTransformer, compiled: bool, timed: Timed = de
                     return run(block, x, wide, m)
                 return call
 
+            candidates = {'wide': way(linear)}
+            for kind in WAYS:
+                layer = Fp8Linear(linear, kind)
+                try:  # a reference's tokens take the same way
+                    layer((wide if name == 'down' else x.flatten(1, 2))[:, :c.frame_tokens])
+                except RuntimeError:
+                    continue
+                candidates[kind] = way(layer)
             try:
-                found[name] = quickest({'wide': way(linear), **{
-                    kind: way(Fp8Linear(linear, kind)) for kind in WAYS}}, timed)
+                found[name] = quickest(candidates, timed)
             finally:
                 setattr(owner, name, linear)
     return found
