@@ -335,11 +335,15 @@ class BlockRunner:
         known = {str(plan): plan for plan in plans(
             ('flash', 'cudnn'), q.shape[1], k.shape[1], q.shape[2],
             torch.cuda.get_device_properties(self.device).multi_processor_count)}
-        found = quickest({name: trial(plan, False) for name, plan in known.items()})
-        wholes = [name for name in found if not known[name].queries][:1]
+        found = quickest({name: trial(plan, False) for name, plan in known.items()
+                          if not plan.queries})
+        wholes = list(found)[:1]
+        kernel = known[wholes[0]].kernel if wholes else ''
+        found |= quickest({name: trial(plan, False) for name, plan in known.items()
+                           if plan.queries and plan.kernel == kernel})
         # A merge's kernels are compiled for each shape: only for what may win.
-        splits = [name for name in found if known[name].queries][:2]
-        splits = [name for name in splits if not wholes or found[name] < found[wholes[0]]]
+        splits = [name for name in found
+                  if known[name].queries and found[name] < found[wholes[0]]][:2]
         if wholes and splits:
             expected = trial(known[wholes[0]], True)().float()
             runs = {}
