@@ -4,11 +4,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from wan_tiny import random_network, relative
+from wan_tiny import kernel_device, random_network, relative
 
+from interactive_avatar.generator.wan.attention import AttentionPlan
 from interactive_avatar.generator.wan.cache import WanCache
 from interactive_avatar.generator.wan.config import WAN_TINY
-from interactive_avatar.generator.wan.runner import BlockRunner
+from interactive_avatar.generator.wan.rope import chunk_table
+from interactive_avatar.generator.wan.runner import BlockRunner, open_layer, place
 from interactive_avatar.generator.wan.window import (
     Context,
     block_velocity,
@@ -65,6 +67,90 @@ def test_streaming_with_caches_equals_one_masked_forward(remembering: bool) -> N
             for entry in runner.commit(finished[:, span], commit_level):
                 cache.push('adjacent', entry)
     assert relative(torch.cat(apart, 1), together) < 1e-5
+
+
+@pytest.mark.parametrize('plan', [AttentionPlan(queries=48, parts=2),
+                                  AttentionPlan(queries=7, parts=4)])
+@torch.no_grad()
+def test_attention_in_pieces_changes_no_forward(plan: AttentionPlan) -> None:
+    network, c = random_network(), WAN_TINY
+    random = torch.Generator().manual_seed(6)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random)
+
+    runner, cache = BlockRunner(network), WanCache(c, torch.device('cpu'), torch.float32)
+    shape = (c.network.layers, c.frame_tokens, c.network.heads, c.network.head_width)
+    cache.place('reference', 0, (normal(*shape), normal(*shape)))
+    features = normal(c.chunk_latents, 8, c.audio.feature_layers, c.audio.feature_width)
+    runner.condition(stack(network.text_cache(normal(1, 7, c.network.text_width))),
+                     stack(network.audio_cache(features)))
+    runner.see(cache)
+    latents = normal(1, c.chunk_latents, *c.latent_shape)
+    expected = runner.forward(latents, 0.7)
+    runner.plan = plan
+    assert plan.fits(c.block_tokens + c.frame_tokens)
+    assert relative(runner.forward(latents, 0.7), expected) < 1e-5
+
+
+@torch.no_grad()
+def test_a_still_picture_in_the_stream_is_that_of_training() -> None:
+    network, c = random_network(), WAN_TINY
+    runner = BlockRunner(network)
+    empty = network.text_cache(torch.zeros(1, 1, c.network.text_width))
+    latent, group = torch.randn(1, 1, *c.latent_shape), torch.randn(
+        1, c.memory.group, *c.latent_shape)
+    tokens = network.embed(latent)[:, 0]
+    reference = still_layers(network, tokens, empty, None)
+    ours = runner.still(tokens, stack(empty), None)
+    for mine, theirs in zip(ours, stack(reference), strict=True):
+        assert relative(mine, theirs[:, 0]) < 1e-5
+    tokens = network.compressor(group, network.embed)
+    entry = runner.still(tokens, stack(empty), ours)
+    expected = stack(still_layers(network, tokens, empty, reference))
+    for mine, theirs in zip(entry, expected, strict=True):
+        assert relative(mine, theirs[:, 0]) < 1e-5
+
+
+@torch.no_grad()
+def test_full_slots_are_placed_as_those_that_fill() -> None:
+    network, c = random_network(), WAN_TINY
+    cache = WanCache(c, torch.device('cpu'), torch.float32)
+    n = c.network
+
+    def entry(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (n.layers, tokens, n.heads, n.head_width)
+        return torch.randn(shape), torch.randn(shape)
+
+    cache.place('reference', 0, entry(c.frame_tokens))
+    for _ in range(c.memory.adjacent):
+        cache.push('adjacent', entry(c.frame_tokens))
+    plain, placing = BlockRunner(network), BlockRunner(network)
+    placing._place = place
+    plain.see(cache)
+    placing.see(cache)
+    assert torch.equal(plain._k, placing._k) and torch.equal(plain._v, placing._v)
+    assert float(plain._k.abs().sum()) > 0
+
+
+@torch.no_grad()
+def test_the_kernel_before_attention_equals_its_reference() -> None:
+    device = kernel_device()
+    from interactive_avatar.generator.wan.kernels import turn_heads
+    network, c = random_network().to(device), WAN_TINY
+    block, n = network.layers[0], c.network
+    cos, sin = (t.to(device) for t in chunk_table(n, range(3), c.grid_side, c.grid_side))
+    x = torch.randn(1, 3, c.frame_tokens, n.width, device=device)
+    m = torch.randn(1, 6, 1, 1, n.width, device=device)
+    made, expected = (tuple(torch.zeros(1, c.block_tokens, n.heads, n.head_width, device=device)
+                            for _ in range(3)) for _ in range(2))
+    q = open_layer(block, x, m, cos, sin, *expected)
+    turned = turn_heads(block.packed(x, m), block.norm_q.weight, block.norm_k.weight, cos, sin,
+                        *made)
+    for mine, theirs in zip((turned, *made), (q, *expected), strict=True):
+        assert relative(mine, theirs) < 1e-5
+    with pytest.raises(ValueError, match='do not fit'):
+        turn_heads(x, block.norm_q.weight, block.norm_k.weight, cos, sin, *made)
 
 
 def test_memory_with_closed_gates_changes_nothing_and_is_not_run() -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A wan model small enough for unit tests, with weights that give every path a say."""
 
+import os
+
+import pytest
 import torch
 
 from interactive_avatar.generator.wan.config import WAN_TINY, WanConfig
@@ -25,3 +28,14 @@ def random_network(config: WanConfig = WAN_TINY, seed: int = 0) -> WanTransforme
     network = WanTransformer(config)
     randomise(network)
     return network.eval()
+
+
+def kernel_device() -> torch.device:
+    """Where Triton kernels run: a GPU, or a CPU in Triton's interpreter (TRITON_INTERPRET=1);
+    skips the test where neither can be had."""
+    pytest.importorskip('triton', reason='triton comes with CUDA builds of torch')
+    if torch.cuda.is_available():
+        return torch.device('cuda')
+    if os.environ.get('TRITON_INTERPRET') != '1':
+        pytest.skip('kernels run on a GPU, or with TRITON_INTERPRET=1')
+    return torch.device('cpu')

@@ -23,7 +23,12 @@ from interactive_avatar.generator.wan.cache import Entry, WanCache
 from interactive_avatar.generator.wan.config import WanConfig
 from interactive_avatar.generator.wan.light import LightDecoder
 from interactive_avatar.generator.wan.network import WanTransformer
-from interactive_avatar.generator.wan.runner import FP8_LINEARS, BlockRunner, capture
+from interactive_avatar.generator.wan.runner import (
+    FP8_LINEARS,
+    BlockRunner,
+    quickest_products,
+)
+from interactive_avatar.generator.wan.timing import capture
 from interactive_avatar.generator.wan.vae import DecoderState, StreamingDecoder
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 
@@ -44,7 +49,8 @@ class Options:
     Attributes:
         device: cuda, cuda:N or cpu; cuda where there is one by default.
         decode_device: where frames are decoded; the same by default, cuda:1 for a second card.
-        precision: float32, bf16, or fp8 (bf16 with 8-bit matrix products in the layers).
+        precision: float32, bf16, or fp8 (bf16 with 8-bit matrix products in the layers, where
+            they are quicker).
         compiled: torch.compile the layers; costs half a minute at the start. By default on CUDA.
         graphs: replay CUDA graphs once the memory is full. By default on CUDA.
     """
@@ -89,7 +95,8 @@ def required_bytes(config: WanConfig, precision: str = 'bf16') -> dict[str, int]
     n, memory, wide = config.network, config.memory, 4 if precision == 'float32' else 2
     weights = parameter_count(config) * wide
     if precision == 'fp8':
-        block = 8 * n.width * n.width + 2 * n.width * n.ffn_width
+        # Of the rest bf16 may be quicker on some card (`runner.quickest_products`).
+        block = 3 * n.width * n.width + n.width * n.ffn_width
         weights -= n.layers * block
     per_token = 2 * n.layers * n.width * wide
     frames = (1 + memory.adjacent) * config.frame_tokens
@@ -162,8 +169,16 @@ class WanBackend:
         dtype = torch.float32 if options.precision == 'float32' else torch.bfloat16
         self.dtype = dtype
         self.network = network.to(self.device, dtype).eval().requires_grad_(False)
+        self._products_ms: dict[str, dict[str, float]] = {}
         if options.precision == 'fp8':
-            fp8.quantise_linears(self.network.blocks, FP8_LINEARS)
+            # Chosen before weights are quantised, so that none is held twice; what another backend
+            # has quantised stays as it chose.
+            first = self.network.layers[0]
+            if self.device.type == 'cuda' and not any(
+                    isinstance(module, fp8.Fp8Linear) for module in first.modules()):
+                self._products_ms = quickest_products(self.network, bool(options.compiled))
+            fp8.quantise_linears(self.network.blocks, FP8_LINEARS, {
+                name: next(iter(times)) for name, times in self._products_ms.items() if times})
         self.runner = BlockRunner(self.network, bool(options.compiled), bool(options.graphs))
         if self.device.type == 'cuda':
             # Shapes never change; the search for kernels pays at once.
@@ -186,13 +201,18 @@ class WanBackend:
         self._group = torch.zeros((1, c.memory.group, *c.latent_shape), device=self.device,
                                   dtype=dtype)
         self._reference: Entry | None = None
+        self._features: Tensor | None = None
+        self._hear_graph: Any = None
+        self._heard: Tensor | None = None
         self._compress_graph: Any = None
         self._compressed: Tensor | None = None
 
     def tune(self) -> dict[str, Any]:
         """Choose the quickest kernels for this device, once; returns what was chosen."""
         c = self.config
-        found: dict[str, Any] = {'attention_ms': self.runner.tune()}
+        found: dict[str, Any] = self.runner.tune()
+        found['products'] = fp8.ways_of(self.network.layers[0], FP8_LINEARS)
+        found['products_ms'] = self._products_ms
         if self.decode_device.type == 'cuda':
             found['convolutions'] = self.decoder.tune(torch.zeros(
                 (c.chunk_latents, *c.latent_shape), device=self.decode_device))
@@ -260,8 +280,24 @@ class WanBackend:
         """Wav2Vec2 windows [latents, window, layers, width] -> the block's keys and values."""
         if self.network.audio_projector is None:
             return None
-        pairs = self.network.audio_cache(self._tensor(features))
-        return torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs])
+        given = self._tensor(features)
+        if not (self.options.graphs and self.device.type == 'cuda'):
+            pair = self._hear(given)
+        else:
+            # Hundreds of small kernels, which take longer to launch than to run.
+            if self._features is None or self._features.shape != given.shape:
+                self._features = given.clone()
+                self._hear_graph, self._heard = capture(
+                    lambda: self._hear(cast(Tensor, self._features)))
+            self._features.copy_(given)
+            self._hear_graph.replay()
+            pair = cast(Tensor, self._heard).clone()
+        return pair[0], pair[1]
+
+    def _hear(self, features: Tensor) -> Tensor:
+        pairs = self.network.audio_cache(features)
+        return torch.stack([torch.stack([k for k, _ in pairs]),
+                            torch.stack([v for _, v in pairs])])
 
     def use_empty_prompt(self, text: TextCache) -> None:
         """The prompt under which the reference and memory entries are run: the empty one, as in

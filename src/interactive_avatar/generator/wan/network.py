@@ -133,11 +133,16 @@ class Block(nn.Module):
             heard = None
         return self.after_audio(x, m, heard), k, v
 
-    def project(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed q and k, not rotated, and v of self-attention, each [B, F · n, H, hw]."""
+    def packed(self, x: Tensor, m: Tensor) -> Tensor:
+        """Self-attention's q, k and v side by side, not normed, [B, F · n, 3 · width]."""
         shift, scale = m[:, 0], m[:, 1]
         normed = self.norm1(x.float()) * (1 + scale) + shift
-        q, k, v = self.qkv(normed.to(x.dtype).flatten(1, 2)).chunk(3, -1)
+        made: Tensor = self.qkv(normed.to(x.dtype).flatten(1, 2))
+        return made
+
+    def project(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed q and k, not rotated, and v of self-attention, each [B, F · n, H, hw]."""
+        q, k, v = self.packed(x, m).chunk(3, -1)
         return (self.norm_q(q).unflatten(-1, self.heads),
                 self.norm_k(k).unflatten(-1, self.heads), v.unflatten(-1, self.heads))
 
@@ -167,9 +172,17 @@ class Block(nn.Module):
         """Close audio attention, attended [B · F, n, width] or None, and run the FFN."""
         if attended is not None and self.audio is not None:
             x = x + self.audio.o(attended).view_as(x)
+        return self.narrow(x, m, self.widen(x, m))
+
+    def widen(self, x: Tensor, m: Tensor) -> Tensor:
+        """First half of the FFN, [B, F · n, ffn width], before its activation."""
         normed = (self.norm2(x.float()) * (1 + m[:, 4]) + m[:, 3]).to(x.dtype)
-        out = self.down(F.gelu(self.up(normed.flatten(1, 2)), approximate='tanh'))
-        return self._gated(x, out, m[:, 5])
+        made: Tensor = self.up(normed.flatten(1, 2))
+        return made
+
+    def narrow(self, x: Tensor, m: Tensor, wide: Tensor) -> Tensor:
+        """x with the FFN's second half added to it; ``wide`` is of `widen`."""
+        return self._gated(x, self.down(F.gelu(wide, approximate='tanh')), m[:, 5])
 
     @staticmethod
     def _gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ to diffusers.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -27,9 +28,15 @@ from torch.nn import functional as F
 
 from interactive_avatar.generator.model import ModelError
 
-METHODS = ('conv3d', 'stacked', 'summed')
+METHODS = ('conv3d', 'stacked', 'summed', 'grouped')
 """Equal ways to run a causal convolution: a 3-d one; a 2-d one over the stacked time taps; the
-sum of a 2-d one per tap."""
+sum of a 2-d one per tap; a 3-d one that makes several neighbours of a row as one pixel of more
+channels, for few channels (see `CausalConv.group`)."""
+UP_METHODS = ('repeated', 'phases')
+"""Equal ways to double a picture and convolve it with 3×3 taps: as it is said; or one convolution
+of 2×2 taps of the small picture, whose channels are the four places of a pixel's double."""
+FEW_CHANNELS, NARROW_CHANNELS = 8, 128
+"""Outputs so few that most of a tensor core's tile is empty; and that one tile cannot halve."""
 
 
 @dataclass(frozen=True)
@@ -119,18 +126,21 @@ def _nhwc(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-class CausalConv(nn.Module):
-    """3-d convolution that sees the frame and those before it; its bias is added by who follows.
+def _wide(x: Tensor) -> Tensor:
+    """x [..., C], contiguous, as 8-byte words where C allows it: copies that PyTorch does not
+    vectorise then move four bf16 numbers at a time."""
+    return x.view(torch.float64) if x.shape[-1] * x.element_size() % 8 == 0 else x
 
-    Input [time − 1 + T, H, W, in], the remembered frames in front; output [T, H, W, out].
-    """
 
-    def __init__(self, channels: int, out: int, time_taps: int, space: int) -> None:
+class _Convolution(nn.Module):
+    """Weights, bias, and the weights laid out for one of several ways to run (``method``)."""
+
+    def __init__(self, shape: tuple[int, ...], method: str) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out, channels, time_taps, space, space))
-        self.bias = nn.Parameter(torch.zeros(out))
-        nn.init.normal_(self.weight, std=(channels * time_taps * space * space) ** -0.5)
-        self.method = 'conv3d'
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.zeros(shape[0]))
+        nn.init.normal_(self.weight, std=math.prod(shape[1:]) ** -0.5)
+        self.method = method
         self._flat: Tensor | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module.forget())
 
@@ -142,8 +152,48 @@ class CausalConv(nn.Module):
         """Drop the laid-out weights; they are made again from those that are now there."""
         self._flat = None
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The ways that fit its shape."""
+        raise NotImplementedError
+
     def prepare(self) -> None:
         """Lay the weights out for the chosen method; call after loading and moving."""
+        raise NotImplementedError
+
+    def laid_out(self) -> Tensor:
+        """The weights as `prepare` leaves them."""
+        if self._flat is None:
+            self.prepare()
+        return cast(Tensor, self._flat)
+
+
+class CausalConv(_Convolution):
+    """3-d convolution that sees the frame and those before it; its bias is added by who follows.
+
+    Input [time − 1 + T, H, W, in], the remembered frames in front; output [T, H, W, out].
+    """
+
+    def __init__(self, channels: int, out: int, time_taps: int, space: int) -> None:
+        super().__init__((out, channels, time_taps, space, space), 'conv3d')
+
+    @property
+    def group(self) -> int:
+        """Pixels of a row that method ``grouped`` makes as one; the row must divide by it.
+
+        A tensor core's tile is filled by the channels of all of them: g pixels of 3 taps see
+        2 + g pixels, so products grow by (2 + g) / 3 and tiles of few channels fill g times.
+        """
+        return 8 if self.weight.shape[0] <= FEW_CHANNELS else 2
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """See `_Convolution.methods`."""
+        fits = self.weight.shape[-1] == 3 and self.weight.shape[0] <= NARROW_CHANNELS
+        return METHODS if fits else METHODS[:-1]
+
+    def prepare(self) -> None:
+        """See `_Convolution.prepare`."""
         w = self.weight.detach()
         taps = w.shape[2]
         if self.method == 'conv3d':
@@ -151,6 +201,11 @@ class CausalConv(nn.Module):
         elif self.method == 'stacked':
             self._flat = w.transpose(1, 2).flatten(1, 2).contiguous(
                 memory_format=torch.channels_last)
+        elif self.method == 'grouped':
+            # Pixel i of a group sees the taps from i on.
+            g = self.group
+            self._flat = torch.cat([F.pad(w, (i, g - 1 - i)) for i in range(g)]).contiguous(
+                memory_format=torch.channels_last_3d)
         else:
             self._flat = torch.stack([w[:, :, tap].contiguous() for tap in range(taps)])
 
@@ -161,12 +216,16 @@ class CausalConv(nn.Module):
             # The weight under its own name, and the plainest operator.
             y = F.conv3d(x.permute(3, 0, 1, 2)[None], self.weight, padding=(0, pad, pad))
             return y[0].permute(1, 2, 3, 0)
-        if self._flat is None:
-            self.prepare()
-        flat = cast(Tensor, self._flat)
+        flat = self.laid_out()
         if self.method == 'conv3d':
             y = F.conv3d(x.permute(3, 0, 1, 2)[None], flat, padding=(0, pad, pad))
             return y[0].permute(1, 2, 3, 0).contiguous()
+        if self.method == 'grouped':
+            y = F.conv3d(x.permute(3, 0, 1, 2)[None], flat, padding=(0, pad, pad),
+                         stride=(1, 1, self.group))
+            # A group's channels are its pixels in order: the same memory is the row of pixels.
+            return y[0].permute(1, 2, 3, 0).contiguous().view(
+                frames, x.shape[1], x.shape[2], -1)
         if self.method == 'stacked':
             stacked = (x if taps == 1 else
                        torch.cat([x[tap:tap + frames] for tap in range(taps)], dim=-1))
@@ -192,6 +251,56 @@ class Conv2d(nn.Module):
         w = self.weight
         return _nhwc(F.conv2d(_nchw(x), w.contiguous(memory_format=torch.channels_last),
                               padding=w.shape[-1] // 2))
+
+
+class UpConv(_Convolution):
+    """A picture's double (each pixel four times) and its 3×3 convolution, without bias.
+
+    [T, H, W, in] -> [T, 2H, 2W, out]. Rows 2i − 1 to 2i + 1 of the double are rows i − 1, i and i
+    of the picture, rows 2i to 2i + 2 are i, i and i + 1: two taps each, the equal ones summed. So
+    with columns: 16 of 36 products, and no doubled picture.
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__((out, channels, 3, 3), 'repeated')
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """See `_Convolution.methods`."""
+        return UP_METHODS
+
+    def prepare(self) -> None:
+        """See `_Convolution.prepare`."""
+        w = self.weight.detach()
+        if self.method == 'phases':
+            # [phase, tap of the small picture, tap of its double]
+            taps = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]],
+                                device=w.device, dtype=torch.float32)
+            w = torch.einsum('pad,qbe,ocde->pqocab', taps, taps, w.float()).flatten(0, 2).to(
+                w.dtype)
+        self._flat = w.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            # The weight under its own name, and the plainest operators.
+            doubled = F.interpolate(_nchw(x), scale_factor=2.0, mode='nearest')
+            return _nhwc(F.conv2d(doubled, self.weight, padding=1))
+        frames, rows, columns, _ = x.shape
+        flat = self.laid_out()
+        if self.method == 'repeated':
+            words = _wide(x.contiguous())[:, :, None, :, None]
+            doubled = words.expand(-1, -1, 2, -1, 2, -1).reshape(
+                frames, 2 * rows, 2 * columns, -1).view(x.dtype)
+            return _nhwc(F.conv2d(_nchw(doubled), flat, padding=1))
+        y = _nhwc(F.conv2d(_nchw(x), flat, padding=1))  # [T, H + 1, W + 1, 4 · out]
+        made = y.new_empty((frames, 2 * rows, 2 * columns, self.weight.shape[0]))
+        places = _wide(y.unflatten(-1, (4, -1)))
+        target = _wide(made)
+        for phase in range(4):
+            down, right = divmod(phase, 2)
+            target[:, down::2, right::2] = places[:, down:down + rows, right:right + columns,
+                                                  phase]
+        return made
 
 
 class Norm(nn.Module):
@@ -274,7 +383,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, in_time: bool) -> None:
         super().__init__()
-        self.resample = nn.ModuleList([nn.Identity(), Conv2d(channels, channels // 2, 3)])
+        self.resample = nn.ModuleList([nn.Identity(), UpConv(channels, channels // 2)])
         self.time_conv = CausalConv(channels, 2 * channels, 3, 1) if in_time else None
 
 
@@ -331,9 +440,9 @@ class StreamingDecoder(nn.Module):
         return True
 
     @property
-    def convolutions(self) -> list[CausalConv]:
-        """All causal convolutions."""
-        return [m for m in self.modules() if isinstance(m, CausalConv)]
+    def convolutions(self) -> list[CausalConv | UpConv]:
+        """All convolutions that can be run in several ways."""
+        return [m for m in self.modules() if isinstance(m, CausalConv | UpConv)]
 
     def tune(self, latents: Tensor) -> dict[str, str]:
         """Choose each convolution's quickest method for this device and number of latents.
@@ -351,7 +460,7 @@ class StreamingDecoder(nn.Module):
             seen[module] = arguments[0]
 
         for conv in self.convolutions:
-            conv.method = 'stacked'
+            conv.method = 'stacked' if isinstance(conv, CausalConv) else 'phases'
             conv.prepare()
             hooks.append(conv.register_forward_pre_hook(note))
         state = DecoderState()
@@ -359,10 +468,10 @@ class StreamingDecoder(nn.Module):
         self(latents, state)
         for hook in hooks:
             hook.remove()
-        for conv, x in cast(dict[CausalConv, Tensor], seen).items():
+        for conv, x in cast(dict[CausalConv | UpConv, Tensor], seen).items():
             key = (*conv.weight.shape, *x.shape)
             if key not in chosen:
-                times = {method: _time(conv, x, method) for method in METHODS}
+                times = {method: _time(conv, x, method) for method in conv.methods}
                 chosen[key] = min(times, key=lambda method: times[method])
             conv.method = chosen[key]
             conv.prepare()
@@ -391,9 +500,8 @@ class StreamingDecoder(nn.Module):
             y = up.time_conv(padded) + up.time_conv.bias
             # Channels hold two frames each.
             x = y.unflatten(-1, (2, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
-        doubled = F.interpolate(_nchw(x), scale_factor=2.0, mode='nearest')
-        conv = cast(Conv2d, up.resample[1])
-        return conv(doubled.permute(0, 2, 3, 1)), conv.bias, None
+        conv = cast(UpConv, up.resample[1])
+        return conv(x), conv.bias, None
 
     def features(self, latents: Tensor, state: DecoderState, first: bool) -> Tensor:
         """[n, C, h, w], normalised -> [T, H, W, 3] nominally in [-1, 1]; T = 4n, 1 if first."""
@@ -442,7 +550,7 @@ class StreamingDecoder(nn.Module):
         return (frames.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
-def _time(conv: CausalConv, x: Tensor, method: str, repeats: int = 3) -> float:
+def _time(conv: CausalConv | UpConv, x: Tensor, method: str, repeats: int = 3) -> float:
     """Seconds of one run of a convolution; infinite where the device cannot run it."""
     conv.method = method
     try:
