@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ class SlowStream:
     """Takes 2 ms a chunk and remembers what it was asked."""
 
     lookahead_chunks = 1
+    overlaps = False
 
     def __init__(self) -> None:
         self.prepared: list[str] = []
@@ -43,7 +45,7 @@ class SlowStream:
     def switch(self, prompt: str) -> None:
         self.switched.append(prompt)
 
-    def step(self, speech: np.ndarray) -> Made:
+    def step(self, speech: np.ndarray, shown: Any = None) -> Made:
         assert speech.shape == (CHUNK_SAMPLES,) and speech.dtype == np.int16
         self.steps += 1
         time.sleep(0.002)

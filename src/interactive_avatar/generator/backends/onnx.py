@@ -47,6 +47,9 @@ Made = TypeVar('Made')
 REFERENCE_GRAPHS: Final = ('encode_image', 'embed_reference')
 """Graphs that are run once for a face, and opened only when a new one is seen."""
 
+UNSHARED_GRAPHS: Final = ('encode_audio', 'compress')
+"""Small graphs that take one thread: more would change how their floats are summed up."""
+
 
 @dataclass(frozen=True)
 class OnnxText:
@@ -199,7 +202,7 @@ class OnnxBackend:
         # One core each is used better than two by one graph after the other, whose hundreds of
         # small operators gain little from a second thread.
         beside = threads // 2
-        self._graph_threads = {'decode': max(1, beside)}
+        self._graph_threads = {'decode': max(1, beside), **dict.fromkeys(UNSHARED_GRAPHS, 1)}
         self._threads = threads - beside
         self._graphs: dict[str, _Graph] = {}
         for name in graphs:
