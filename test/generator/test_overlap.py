@@ -58,14 +58,17 @@ def assert_same_chunk(one: Chunk, other: Chunk) -> None:
     np.testing.assert_array_equal(one.audio, other.audio)
 
 
-@pytest.mark.parametrize('threads', [1, 2, 4])
-def test_overlap_changes_no_bit(model: Path, threads: int) -> None:
+@pytest.mark.parametrize(('threads', 'overlap'), [(1, True), (2, True), (4, True), (2, False)])
+def test_overlap_changes_no_bit(model: Path, threads: int, overlap: bool) -> None:
     """Long enough for every memory to fill; prompts change, a snapshot is taken on the way."""
     files, sound = ModelFiles.open(model), blocks(100)
     plain = open_stream(OnnxBackend(files, threads=1))
-    ahead = open_stream(OnnxBackend(files, threads=threads))
-    assert (plain.overlaps, ahead.overlaps) == (False, threads > 1)
-    wanted, coming, shown, middle = [], [], [], []
+    ahead = open_stream(OnnxBackend(files, threads=threads, overlap=overlap))
+    assert (plain.overlaps, ahead.overlaps) == (False, overlap and threads > 1)
+    wanted: list[Chunk] = []
+    coming: list[Future[Chunk]] = []
+    shown: list[Chunk] = []
+    middle: list[Snapshot] = []
     for index, block in enumerate(sound):
         for stream in (plain, ahead):
             if index % 17 == 5:

@@ -81,7 +81,8 @@ def open_stream(args: argparse.Namespace) -> Any:
 def backend_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says to the backend."""
     if args.backend == 'onnx':
-        return {'threads': args.threads, 'int8': not args.float32}
+        return {'threads': args.threads, 'int8': not args.float32,
+                'overlap': not getattr(args, 'no_overlap', False)}
     options: dict[str, Any] = {}
     if getattr(args, 'precision', ''):
         options['precision'] = args.precision
@@ -248,8 +249,8 @@ def bench_one(args: argparse.Namespace) -> dict[str, Any]:
               for _ in range(int(stream.lookahead_chunks) + 1)]
     coming[-1].result()
     first = seen[-1] if len(seen) == len(coming) else time.perf_counter()
-    overlap = bool(stream.overlaps) and not args.no_overlap
-    turns = _turns(stream, args) if args.turns else {}
+    overlap = bool(stream.overlaps)
+    turns = _turns(stream, args) if args.turns and overlap else {}
     run = run_stream(stream, args.chunks, args.paced, _progress(args.chunks, 'generator'),
                      overlap)
     step, shown = run['step_ms'], run['shown_ms']
@@ -277,8 +278,7 @@ def bench_one(args: argparse.Namespace) -> dict[str, Any]:
                                 ('speech in to frames out', result['chunk_ms']),
                                 ('one chunk to the next', result['period_ms'])]]
     print(table(['stage (ms)', 'p50', 'p95', 'p99'], rows))
-    way = ('decoding beside the next chunk' if overlap else
-           'without overlap' if stream.overlaps else 'this backend does not overlap')
+    way = 'decoding beside the next chunk' if overlap else 'one chunk after the other'
     print(f'real-time factor {result["real_time_factor"]:.3f} (aim {RTF_AIM}; {way}), '
           f'{100 * result["late_share"]:.2f} % of chunks above {CHUNK_MS} ms, first frame '
           f'{result["first_frame_s"]:.2f} s after opening, {result["rss_mib"]["max"]:.0f} MiB; '
@@ -288,12 +288,15 @@ def bench_one(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _turns(stream: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Real-time factors without and with overlap of the same stream, in turns, so that a busy
-    machine is busy for both, and the ratio of their medians."""
-    factors: dict[str, list[float]] = {'without': [], 'with': []}
+    """Real-time factors without and with overlap, in turns, so that a busy machine is busy for
+    both, and the ratio of their medians."""
+    other = copy.copy(args)
+    other.no_overlap = True
+    streams = {'without': open_stream(other), 'with': stream}
+    factors: dict[str, list[float]] = {name: [] for name in streams}
     for turn in range(args.turns):
         for name, found in factors.items():
-            run = run_stream(stream, args.chunks, args.paced, overlap=name == 'with')
+            run = run_stream(streams[name], args.chunks, args.paced, overlap=name == 'with')
             found.append(run['real_time_factor'])
             print(f'turn {turn + 1} of {args.turns}, {name} overlap: real-time factor '
                   f'{found[-1]:.3f}', file=sys.stderr, flush=True)
@@ -303,6 +306,7 @@ def _turns(stream: Any, args: argparse.Namespace) -> dict[str, Any]:
                                        [*found, float(np.median(found))])]
                  for name, found in factors.items()]))
     print(f'with overlap / without: {ratio:.3f}')
+    streams['without'].backend.close()
     return {'turns': factors, 'turns_ratio': ratio}
 
 
@@ -512,7 +516,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--precision', default='', choices=('', 'fp32', 'fp16', 'bf16'),
                       help='of the torch and tensorrt backends')
     kind.add_argument('--no-overlap', action='store_true',
-                      help='onnx: wait for the pictures of a chunk before the next one is begun')
+                      help='onnx: no chunk is begun before the pictures of the last one are '
+                           'there, and every graph has all threads')
     kind.add_argument('--turns', type=int, default=0, metavar='N',
                       help='before the run, N runs without overlap and N with it, in turns, and '
                            'the ratio of their medians')
