@@ -181,11 +181,12 @@ class AvatarStream:
                                   lookahead_ms, **backend_options)
         from interactive_avatar.generator.text import TextEncoder
 
-        files = ModelFiles.open(model)
-        picture = reference_picture(files, files.config, reference)
-        # Most of loading the text encoder is reading and checking its file.
+        # Most of loading the text encoder is reading and checking its file, and it takes as long as
+        # all else: so it begins first.
         with ThreadPoolExecutor(1, 'text encoder') as beside:
             encoder = beside.submit(TextEncoder.load)
+            files = ModelFiles.open(model)
+            picture = reference_picture(files, files.config, reference)
             opened = open_backend(backend, files, **backend_options)
             opened.warm_up()
         return cls(opened, picture, prompt or stable_prompt(WorldState()),
