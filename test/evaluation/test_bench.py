@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,39 @@ def test_run_stream_times_every_chunk_and_switches() -> None:
     assert run['step_ms'].min() >= 2.0
     assert run['stages_ms']['denoise'] == pytest.approx(np.full(60, 1.5))
     assert (run['rss_mib'] > 1.0).all()
+
+
+class OverlappingStream(SlowStream):
+    """Answers after 2 ms; its pictures take 4 ms more, beside the next chunk."""
+
+    overlaps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = ThreadPoolExecutor(1)
+
+    def submit(self, speech: np.ndarray, shown: Any) -> Future[Made]:
+        made = self.step(speech)
+
+        def decode() -> Made:
+            time.sleep(0.004)
+            shown(made)
+            return made
+
+        return self.pool.submit(decode)
+
+
+def test_run_stream_tells_pace_from_latency_where_chunks_overlap() -> None:
+    stream = OverlappingStream()
+    run = bench.run_stream(stream, 40, overlap=True)
+    assert stream.steps == 40 + bench.WARM_UP_CHUNKS
+    assert (run['shown_ms'] >= 6.0).all()
+    assert run['stages_ms']['decode'] == pytest.approx(np.full(40, 0.5))
+    # From the first speech to the last picture.
+    assert run['real_time_factor'] * 160 * 40 >= 4 * 40
+    assert np.median(run['step_ms']) < 6.0
+    paced = bench.run_stream(stream, 4, paced=True, overlap=True)
+    assert paced['real_time_factor'] == pytest.approx(paced['step_ms'].mean() / 160)
 
 
 def test_paced_stream_keeps_real_time() -> None:

@@ -181,8 +181,8 @@ class AvatarStream:
                                   lookahead_ms, **backend_options)
         from interactive_avatar.generator.text import TextEncoder
 
-        # Most of loading the text encoder is reading and checking its file, and it takes as long as
-        # all else: so it begins first.
+        # Most of loading the text encoder is reading and checking its file. It takes as long as
+        # all else, so it begins first.
         with ThreadPoolExecutor(1, 'text encoder') as beside:
             encoder = beside.submit(TextEncoder.load)
             files = ModelFiles.open(model)
