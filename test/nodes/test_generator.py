@@ -56,6 +56,16 @@ class GreyStream:
         self.prompts.append(f'prepared {prompt}')
 
 
+def test_what_is_said_live_has_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from interactive_avatar.generator import AvatarStream
+
+    opened: list[dict[str, Any]] = []
+    monkeypatch.setattr(AvatarStream, 'open', lambda **given: opened.append(given))
+    for mode in ('companion', 'telepresence'):
+        generator.open_stream(generator.GeneratorOptions(mode=mode, backend='onnx'))
+    assert [given['overlap'] for given in opened] == [True, False]
+
+
 class Rig:
     """The node, a friend that listens to it, and an executor for both."""
 
