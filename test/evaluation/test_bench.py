@@ -8,8 +8,10 @@ import importlib.util
 import json
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ class SlowStream:
     """Takes 2 ms a chunk and remembers what it was asked."""
 
     lookahead_chunks = 1
+    overlaps = False
 
     def __init__(self) -> None:
         self.prepared: list[str] = []
@@ -43,7 +46,7 @@ class SlowStream:
     def switch(self, prompt: str) -> None:
         self.switched.append(prompt)
 
-    def step(self, speech: np.ndarray) -> Made:
+    def step(self, speech: np.ndarray, shown: Any = None) -> Made:
         assert speech.shape == (CHUNK_SAMPLES,) and speech.dtype == np.int16
         self.steps += 1
         time.sleep(0.002)
@@ -70,6 +73,39 @@ def test_run_stream_times_every_chunk_and_switches() -> None:
     assert run['step_ms'].min() >= 2.0
     assert run['stages_ms']['denoise'] == pytest.approx(np.full(60, 1.5))
     assert (run['rss_mib'] > 1.0).all()
+
+
+class OverlappingStream(SlowStream):
+    """Answers after 2 ms; its pictures take 4 ms more, beside the next chunk."""
+
+    overlaps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = ThreadPoolExecutor(1)
+
+    def submit(self, speech: np.ndarray, shown: Any) -> Future[Made]:
+        made = self.step(speech)
+
+        def decode() -> Made:
+            time.sleep(0.004)
+            shown(made)
+            return made
+
+        return self.pool.submit(decode)
+
+
+def test_run_stream_tells_pace_from_latency_where_chunks_overlap() -> None:
+    stream = OverlappingStream()
+    run = bench.run_stream(stream, 40, overlap=True)
+    assert stream.steps == 40 + bench.WARM_UP_CHUNKS
+    assert (run['shown_ms'] >= 6.0).all()
+    assert run['stages_ms']['decode'] == pytest.approx(np.full(40, 0.5))
+    # From the first speech to the last picture.
+    assert run['real_time_factor'] * 160 * 40 >= 4 * 40
+    assert np.median(run['step_ms']) < 6.0
+    paced = bench.run_stream(stream, 4, paced=True, overlap=True)
+    assert paced['real_time_factor'] == pytest.approx(paced['step_ms'].mean() / 160)
 
 
 def test_paced_stream_keeps_real_time() -> None:

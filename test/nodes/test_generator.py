@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,13 +30,19 @@ class GreyStream:
     """Each chunk is one grey; the sound of the frames is the speech of the step before."""
 
     lookahead_chunks = 1
+    overlaps = False
 
     def __init__(self) -> None:
         self.count = 0
         self.prompts: list[str] = []
         self.pending = np.zeros(CHUNK_SAMPLES, np.int16)
 
-    def step(self, speech: np.ndarray, shown: Any = None) -> Any:
+    def submit(self, speech: np.ndarray, shown: Any = None) -> Future[Any]:
+        made: Future[Any] = Future()
+        made.set_result(self.step(speech))
+        return made
+
+    def step(self, speech: np.ndarray) -> Any:
         self.count += 1
         sound, self.pending = self.pending, speech
         frames = np.full((4, 64, 64, 3), self.count % 250, np.uint8)
@@ -47,6 +54,16 @@ class GreyStream:
 
     def prepare(self, prompt: str) -> None:
         self.prompts.append(f'prepared {prompt}')
+
+
+def test_what_is_said_live_has_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from interactive_avatar.generator import AvatarStream
+
+    opened: list[dict[str, Any]] = []
+    monkeypatch.setattr(AvatarStream, 'open', lambda **given: opened.append(given))
+    for mode in ('companion', 'telepresence'):
+        generator.open_stream(generator.GeneratorOptions(mode=mode, backend='onnx'))
+    assert [given['overlap'] for given in opened] == [True, False]
 
 
 class Rig:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ class PlainStream:
     """A stream of one grey level per chunk, one chunk of lookahead, slow or broken at will."""
 
     lookahead_chunks: int = 1
+    overlaps: bool = False
     slow_at: dict[int, float] = field(default_factory=dict)
     fail_at: set[int] = field(default_factory=set)
     steps: int = 0
@@ -39,6 +41,11 @@ class PlainStream:
         frames += np.array([number * 10 + i for i in range(4)], np.uint8)[:, None, None, None]
         sound, self.pending = self.pending, speech
         return PlainChunk(frames, sound, self.prompt)
+
+    def submit(self, speech: np.ndarray, shown: Any = None) -> Future[PlainChunk]:
+        made: Future[PlainChunk] = Future()
+        made.set_result(self.step(speech, shown))
+        return made
 
     def switch(self, prompt: str) -> None:
         self.prompt = prompt
@@ -154,6 +161,92 @@ def test_a_failing_step_is_reported_and_the_stream_goes_on() -> None:
     assert ('step_failed', 'a chunk could not be made: RuntimeError: broken graph'
             ) in rig.complaints
     assert any(slot.frames[0, 0, 0, 0] == 20 for slot in rig.slots)
+
+
+class OverlappingStream(PlainStream):
+    """Takes ``first_s`` to answer and ``rest_s`` more for the pictures, one after the other."""
+
+    def __init__(self, first_s: float, rest_s: float, lost_at: tuple[int, ...] = ()) -> None:
+        super().__init__(overlaps=True)
+        self.first_s, self.rest_s, self.lost_at = first_s, rest_s, lost_at
+        self.slow_at = {}
+        self.pool = ThreadPoolExecutor(1)
+        self.outstanding: Future[PlainChunk] | None = None
+        self.begun_s: list[float] = []
+
+    def submit(self, speech: np.ndarray, shown: Any = None) -> Future[PlainChunk]:
+        self.begun_s.append(time.monotonic())
+        number = self.steps
+        chunk = self.step(speech)
+        time.sleep(self.first_s)
+        if self.outstanding is not None:
+            self.outstanding.exception()
+
+        def decode() -> PlainChunk:
+            time.sleep(self.rest_s)
+            if number in self.lost_at:
+                raise RuntimeError('pictures lost')
+            return chunk
+
+        self.outstanding = self.pool.submit(decode)
+        return self.outstanding
+
+
+def test_a_stream_that_overlaps_keeps_pace_with_chunks_of_more_than_their_time() -> None:
+    """200 ms from speech to pictures, 120 ms from one chunk to the next: 160 ms is enough."""
+    stream = OverlappingStream(0.08, 0.12)
+    rig = Rig(stream)
+    rig.run(12)
+    assert [slot.frames[0, 0, 0, 0] for slot in rig.slots] == [10 * n for n in range(12)]
+    assert not [slot for slot in rig.slots if slot.repeated]
+    # A chunk is begun when the one before it is due, not earlier.
+    due_s = np.array([slot.stamp_ns / 1e9 - 0.06 for slot in rig.slots[1:10]])
+    offset_s = time.time() - time.monotonic()
+    begun_s = np.array(stream.begun_s[2:11]) + offset_s
+    assert np.abs(begun_s - due_s).max() < 0.05
+    figures = rig.pacer.figures()
+    assert 0.4 < figures['real_time_factor'] < 0.8 < figures['chunk_p50_ms'] / 160
+
+
+def test_without_overlap_such_a_stream_falls_behind() -> None:
+    rig = Rig(PlainStream(slow_at=dict.fromkeys(range(20), 0.2)))
+    rig.run(12)
+    assert [slot for slot in rig.slots if slot.repeated]
+
+
+def test_after_a_late_chunk_one_more_is_made_ahead_and_only_once() -> None:
+    stream = OverlappingStream(0.01, 0.01)
+    stream.slow_at = {3: 0.3}
+    rig = Rig(stream, lead_ms=20.0, budget_ms=20.0)
+    rig.run(10)
+    assert [slot.index for slot in rig.slots if slot.repeated] == [3]
+    assert [slot.frames[0, 0, 0, 0] for slot in rig.slots if not slot.repeated] == [
+        10 * n for n in range(9)]
+    # Of the ten slots nine have been made, and one is ahead.
+    assert stream.steps == 10
+
+
+def test_pictures_that_are_lost_are_reported_and_the_sound_stays_with_its_turn() -> None:
+    stream = OverlappingStream(0.01, 0.02, lost_at=(2,))
+    rig = Rig(stream)
+    for sequence in range(6):
+        rig.speech.push(1, sequence, np.full(CHUNK_SAMPLES, sequence + 1, np.int16),
+                        last=sequence == 5)
+    rig.run(9)
+    assert ('step_failed', 'a chunk could not be made: RuntimeError: pictures lost'
+            ) in rig.complaints
+    assert rig.pacer.figures()['steps_failed'] == 1
+    heard = [(int(slot.audio[0]), slot.turn_id, slot.last) for slot in rig.slots
+             if slot.turn_id]
+    # The second piece went with its pictures; what follows has its turn, and its end is known.
+    assert heard == [(1, 1, False), *((n, 1, n == 6) for n in (3, 4, 5, 6))]
+
+
+def test_stopping_waits_for_pictures_on_their_way() -> None:
+    stream = OverlappingStream(0.01, 0.1)
+    rig = Rig(stream)
+    rig.run(3)
+    assert stream.outstanding is not None and stream.outstanding.done()
 
 
 def test_switch_and_prepare_reach_the_stream() -> None:

@@ -143,8 +143,10 @@ def play(pieces: int, chunks: int, last: bool = True) -> list[int]:
                 queue.push(1, sequence, tone(CHUNK_SAMPLES, sequence + 1),
                            last=last and sequence == pieces - 1)
         speech = feed.take()
+        coming = feed.coming(speech)
         sound = stream.step(speech.samples)
         source = feed.heard(speech)
+        assert source is coming
         assert bool(sound.any()) == bool(source.turn_id)
         heard.append(int(sound[0]))
     return heard

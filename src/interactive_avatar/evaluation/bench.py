@@ -13,6 +13,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,8 @@ def open_stream(args: argparse.Namespace) -> Any:
 def backend_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says to the backend."""
     if args.backend == 'onnx':
-        return {'threads': args.threads, 'int8': not args.float32}
+        return {'threads': args.threads, 'int8': not args.float32,
+                'overlap': not getattr(args, 'no_overlap', False)}
     options: dict[str, Any] = {}
     if getattr(args, 'precision', ''):
         options['precision'] = args.precision
@@ -108,7 +111,8 @@ def _prompts() -> list[str]:
 
 
 def run_stream(stream: Any, chunks: int, paced: bool = False,
-               each: Callable[[int, float], None] | None = None) -> dict[str, Any]:
+               each: Callable[[int, float], None] | None = None,
+               overlap: bool = False) -> dict[str, Any]:
     """Drive a stream with conversation and changing prompts.
 
     Args:
@@ -116,17 +120,35 @@ def run_stream(stream: Any, chunks: int, paced: bool = False,
         chunks: how many to make after warming up.
         paced: one chunk every 160 ms as in life; as fast as it goes if False.
         each: called after each chunk with (index, resident memory in MiB).
+        overlap: begin a chunk while the pictures of the one before are being decoded.
 
     Returns:
-        ``step_ms`` [chunks], ``stages_ms`` {name: [chunks]}, ``rss_mib`` [chunks].
+        ``step_ms`` [chunks], how long each kept the next from being begun (or, if longer, the
+        decoder from the next one's pictures); ``shown_ms`` [chunks], from the speech to the
+        pictures; ``stages_ms`` {name: [chunks]}; ``rss_mib`` [chunks]; ``real_time_factor``, of
+        all the time from the first speech to the last picture, but of the mean of ``step_ms``
+        where the stream was paced.
     """
     speech, prompts = speech_loop(), _prompts()
     for prompt in prompts:
         stream.prepare(prompt)
     for _ in range(WARM_UP_CHUNKS):
         stream.step(next(speech))
-    step_ms, memory = np.zeros(chunks), np.zeros(chunks)
+    step_ms, shown_ms, memory = np.zeros(chunks), np.zeros(chunks), np.zeros(chunks)
     stages: dict[str, NDArray[np.float64]] = {}
+    waiting: list[tuple[int, float, Future[Any]]] = []
+
+    def shown(index: int, begin: float, chunk: Any) -> None:
+        shown_ms[index] = shown_ms[index] or 1000.0 * (time.perf_counter() - begin)
+
+    def take(index: int, begin: float, chunk: Any) -> None:
+        shown(index, begin, chunk)  # where the backend has not told
+        for name, seconds in chunk.seconds.items():
+            if name != 'total':  # measured here from outside, with what lies between the stages
+                stages.setdefault(name, np.zeros(chunks))[index] = 1000.0 * seconds
+        if overlap:
+            step_ms[index] = max(step_ms[index], 1000.0 * chunk.seconds.get('decode', 0.0))
+
     start = time.perf_counter()
     for index in range(chunks):
         if paced:
@@ -135,16 +157,22 @@ def run_stream(stream: Any, chunks: int, paced: bool = False,
         begin = time.perf_counter()
         if index % CHUNKS_PER_PROMPT == 0:
             stream.switch(prompts[index // CHUNKS_PER_PROMPT % len(prompts)])
-        chunk = stream.step(samples)
+        if overlap:
+            waiting.append((index, begin, stream.submit(samples, partial(shown, index, begin))))
+        else:
+            chunk = stream.step(samples, partial(shown, index, begin))
         step_ms[index] = 1000.0 * (time.perf_counter() - begin)
-        for name, seconds in chunk.seconds.items():
-            if name == 'total':
-                continue  # Measured here from outside, with what lies between the stages.
-            stages.setdefault(name, np.zeros(chunks))[index] = 1000.0 * seconds
+        if not overlap:
+            take(index, begin, chunk)
+        while waiting and (index + 1 == chunks or waiting[0][2].done()):
+            which, begun, coming = waiting.pop(0)
+            take(which, begun, coming.result())
         memory[index] = rss_mib()
         if each:
             each(index, memory[index])
-    return {'step_ms': step_ms, 'stages_ms': stages, 'rss_mib': memory}
+    spent_ms = step_ms.sum() if paced else 1000.0 * (time.perf_counter() - start)
+    return {'step_ms': step_ms, 'shown_ms': shown_ms, 'stages_ms': stages, 'rss_mib': memory,
+            'real_time_factor': metrics.real_time_factor(spent_ms, CHUNK_MS * chunks)}
 
 
 def _progress(total: int, what: str) -> Callable[[int, float], None]:
@@ -215,38 +243,71 @@ def bench_one(args: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     stream = open_stream(args)
     opened = time.perf_counter()
-    lookahead = int(stream.lookahead_chunks)
-    for _ in range(lookahead + 1):
-        stream.step(np.zeros(CHUNK_SAMPLES, np.int16))
-    first = time.perf_counter()
-    run = run_stream(stream, args.chunks, args.paced, _progress(args.chunks, 'generator'))
-    step = run['step_ms']
+    seen: list[float] = []
+    coming = [stream.submit(np.zeros(CHUNK_SAMPLES, np.int16),
+                            lambda chunk: seen.append(time.perf_counter()))
+              for _ in range(int(stream.lookahead_chunks) + 1)]
+    coming[-1].result()
+    first = seen[-1] if len(seen) == len(coming) else time.perf_counter()
+    overlap = bool(stream.overlaps)
+    turns = _turns(stream, args) if args.turns and overlap else {}
+    run = run_stream(stream, args.chunks, args.paced, _progress(args.chunks, 'generator'),
+                     overlap)
+    step, shown = run['step_ms'], run['shown_ms']
     result: dict[str, Any] = {
         'benchmark': 'generator', 'model': args.model, 'backend': args.backend,
         'threads': args.threads, 'float32': args.float32,
         'precision': getattr(stream.backend, 'precision', ''),
-        'chunks': args.chunks, 'paced': args.paced, 'load_before': load,
+        'chunks': args.chunks, 'paced': args.paced, 'overlap': overlap, 'load_before': load,
         'frames_per_s': 4000.0 * args.chunks / float(step.sum()),
         'open_s': opened - begin, 'first_frame_s': first - begin,
-        'real_time_factor': metrics.real_time_factor(step.sum(), CHUNK_MS * args.chunks),
-        'chunk_ms': {**metrics.percentiles(step), 'max': float(step.max())},
-        'late_share': float((step > CHUNK_MS).mean()),
+        'real_time_factor': run['real_time_factor'],
+        'chunk_ms': {**metrics.percentiles(shown), 'max': float(shown.max())},
+        'period_ms': {**metrics.percentiles(step), 'max': float(step.max())},
+        'late_share': float((shown > CHUNK_MS).mean()),
         'stages_ms': {name: metrics.percentiles(values)
                       for name, values in run['stages_ms'].items()},
         'rss_mib': {'first': float(run['rss_mib'][0]), 'last': float(run['rss_mib'][-1]),
                     'max': float(run['rss_mib'].max())},
         'chunk_ms_first_fifth_p50': float(np.median(step[:max(1, len(step) // 5)])),
         'chunk_ms_last_fifth_p50': float(np.median(step[-max(1, len(step) // 5):])),
+        **turns,
     }
     rows = [[name, *(number(value[p], '', 1) for p in ('p50', 'p95', 'p99'))]
-            for name, value in [*result['stages_ms'].items(), ('whole chunk', result['chunk_ms'])]]
+            for name, value in [*result['stages_ms'].items(),
+                                ('speech in to frames out', result['chunk_ms']),
+                                ('one chunk to the next', result['period_ms'])]]
     print(table(['stage (ms)', 'p50', 'p95', 'p99'], rows))
-    print(f'real-time factor {result["real_time_factor"]:.3f} (aim {RTF_AIM}), '
+    way = 'decoding beside the next chunk' if overlap else 'one chunk after the other'
+    print(f'real-time factor {result["real_time_factor"]:.3f} (aim {RTF_AIM}; {way}), '
           f'{100 * result["late_share"]:.2f} % of chunks above {CHUNK_MS} ms, first frame '
           f'{result["first_frame_s"]:.2f} s after opening, {result["rss_mib"]["max"]:.0f} MiB; '
           f'load before the run {load:.1f} on {machine()["cores"]} cores')
     result['plot'] = {'step_ms': step, 'stages_ms': run['stages_ms']}
     return result
+
+
+def _turns(stream: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Real-time factors without and with overlap, in turns, so that a busy machine is busy for
+    both, and the ratio of their medians."""
+    other = copy.copy(args)
+    other.no_overlap = True
+    streams = {'without': open_stream(other), 'with': stream}
+    factors: dict[str, list[float]] = {name: [] for name in streams}
+    for turn in range(args.turns):
+        for name, found in factors.items():
+            run = run_stream(streams[name], args.chunks, args.paced, overlap=name == 'with')
+            found.append(run['real_time_factor'])
+            print(f'turn {turn + 1} of {args.turns}, {name} overlap: real-time factor '
+                  f'{found[-1]:.3f}', file=sys.stderr, flush=True)
+    ratio = float(np.median(factors['with']) / np.median(factors['without']))
+    print(table(['real-time factor, in turns', *map(str, range(1, args.turns + 1)), 'median'],
+                [[f'{name} overlap', *(number(value, '', 3) for value in
+                                       [*found, float(np.median(found))])]
+                 for name, found in factors.items()]))
+    print(f'with overlap / without: {ratio:.3f}')
+    streams['without'].backend.close()
+    return {'turns': factors, 'turns_ratio': ratio}
 
 
 def bench_operators(args: argparse.Namespace) -> dict[str, Any]:
@@ -454,6 +515,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--streams', type=int, default=1, help='avatars at once, in one batch')
     kind.add_argument('--precision', default='', choices=('', 'fp32', 'fp16', 'bf16'),
                       help='of the torch and tensorrt backends')
+    kind.add_argument('--no-overlap', action='store_true',
+                      help='onnx: no chunk is begun before the pictures of the last one are '
+                           'there, and every graph has all threads')
+    kind.add_argument('--turns', type=int, default=0, metavar='N',
+                      help='before the run, N runs without overlap and N with it, in turns, and '
+                           'the ratio of their medians')
     kind.add_argument('--profile', action='store_true',
                       help='torch on a card: one CUDA graph per stage, to time the stages')
     kind.add_argument('--compiled', action='store_true',

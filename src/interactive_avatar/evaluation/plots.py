@@ -91,7 +91,7 @@ def _generator(result: dict[str, Any], data: dict[str, Any]) -> Any:
     step = np.asarray(data['step_ms'])
     time_axis.plot(np.arange(step.size) * CHUNK_MS / 1000, step, linewidth=0.6)
     time_axis.axhline(CHUNK_MS, color='crimson', linewidth=0.8, label=f'{CHUNK_MS} ms: too late')
-    time_axis.set(xlabel='stream time (s)', ylabel='time per chunk (ms)',
+    time_axis.set(xlabel='stream time (s)', ylabel='one chunk to the next (ms)',
                   title=f'real-time factor {result["real_time_factor"]:.2f}', ylim=(0, None))
     time_axis.legend(frameon=False)
     names = list(data['stages_ms'])

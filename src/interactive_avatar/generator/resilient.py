@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,12 @@ class ResilientStream:
         self._snapshot: Snapshot = stream.snapshot()
 
     @property
+    def overlaps(self) -> bool:
+        """See `AvatarStream.overlaps`: as long as the first backend may be lost, every chunk is
+        waited for, so that the one that fails is made again."""
+        return self._moved and self._stream.overlaps
+
+    @property
     def backend_name(self) -> str:
         """Name of the backend that runs the stream now."""
         return self._stream.backend.name
@@ -55,6 +62,19 @@ class ResilientStream:
             chunk = self._stream.step(speech, shown)
         self._since += 1
         return chunk
+
+    def submit(self, speech: NDArray[np.int16],
+               shown: Callable[[Chunk], None] | None = None) -> Future[Chunk]:
+        """See `AvatarStream.submit`; on a failed card the chunk is made by the second stream.
+
+        Raises:
+            BackendLostError: see `step`.
+        """
+        if self.overlaps:
+            return self._stream.submit(speech, shown)
+        made: Future[Chunk] = Future()
+        made.set_result(self.step(speech, shown))
+        return made
 
     def replace_silence(self, speech: NDArray[np.int16]) -> None:
         """See `AvatarStream.replace_silence`."""

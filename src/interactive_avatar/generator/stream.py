@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from interactive_avatar.generator.backends.base import (
     CacheState,
     ChunkJob,
     ChunkResult,
+    Decoded,
     MemoryJob,
 )
 from interactive_avatar.generator.conditioning import ConditioningBank
@@ -63,7 +64,8 @@ class Chunk:
         frames: uint8 [4, H, W, 3] RGB.
         audio: int16 [2560], the sound that belongs to the frames.
         prompt: the prompt they were made under.
-        seconds: time spent per stage (audio, denoise, decode, commit, memory, total).
+        seconds: time spent per stage (audio, denoise, decode, commit, memory) and their sum
+            (total), which is more than has passed where stages lie beside each other.
     """
 
     index: int
@@ -106,8 +108,8 @@ class BegunChunk:
 
 
 class AvatarStream:
-    """One avatar's stream; see `open`. Not thread-safe: step, switch and prepare from one thread
-    or behind a lock.
+    """One avatar's stream; see `open`. Not thread-safe: step, submit, switch and prepare from one
+    thread or behind a lock.
 
     A chunk is generated with one chunk of lookahead: `step` returns the frames of the speech given
     the call before. With a shorter `lookahead_ms` its frames and sound belong to speech that is
@@ -116,6 +118,8 @@ class AvatarStream:
 
     # Of a stream as it is opened by default, for those who plan before they have one.
     lookahead_chunks = 1
+    overlaps = False
+    """Whether `submit` may answer before the chunk is there."""
 
     def __init__(self, backend: Backend, reference: NDArray[np.uint8], prompt: str,
                  encode_text: Callable[[str], NDArray[np.float32]], seed: int = 0,
@@ -127,6 +131,7 @@ class AvatarStream:
             raise ValueError(f'lookahead_ms is {lookahead_ms}: give a multiple of {FRAME_MS} '
                              f'from 0 to {CHUNK_MS}')
         config = backend.config
+        self.overlaps = backend.overlaps
         self.lookahead_ms = lookahead_ms
         # Whose speech most of a returned chunk is: that of this call, or of the one before.
         self.lookahead_chunks = round(lookahead_ms / CHUNK_MS + 1e-9)
@@ -176,11 +181,12 @@ class AvatarStream:
                                   lookahead_ms, **backend_options)
         from interactive_avatar.generator.text import TextEncoder
 
-        files = ModelFiles.open(model)
-        picture = reference_picture(files, files.config, reference)
-        # Most of loading the text encoder is reading and checking its file.
+        # Most of loading the text encoder is reading and checking its file. It takes as long as
+        # all else, so it begins first.
         with ThreadPoolExecutor(1, 'text encoder') as beside:
             encoder = beside.submit(TextEncoder.load)
+            files = ModelFiles.open(model)
+            picture = reference_picture(files, files.config, reference)
             opened = open_backend(backend, files, **backend_options)
             opened.warm_up()
         return cls(opened, picture, prompt or stable_prompt(WorldState()),
@@ -213,7 +219,8 @@ class AvatarStream:
         Args:
             speech: int16 [2560], 16 kHz mono; zeros in silence.
             shown: called with the chunk as soon as its frames are there, where the backend can
-                tell; what follows, the commit to the memory, is a third of the work.
+                tell, perhaps from another thread; what follows, the commit to the memory, is a
+                third of the work.
 
         Returns:
             The chunk whose sound was given the call before (silence in the first call).
@@ -221,20 +228,74 @@ class AvatarStream:
         Raises:
             ValueError: on another type or length.
         """
-        begun = self.begin(speech)
-        if shown is not None:
-            index, prompt, sound = self._state.index, self._state.prompt, self._sound_of(begun)
-            begun = replace(begun, job=replace(begun.job, shown=lambda frames: shown(
-                Chunk(index, frames, sound, prompt))))
+        begun = self._shown_to(shown, self.begin(speech))
         result, = self.backend.chunks([begun.job])
         chunk, work = self.finish(begun, result)
         if work is not None:
-            started_s = time.perf_counter()
-            self.backend.remember([work])
-            spent_s = time.perf_counter() - started_s
+            spent_s = self._remember(work)
             chunk.seconds['memory'] += spent_s
             chunk.seconds['total'] += spent_s
         return chunk
+
+    def submit(self, speech: NDArray[np.int16],
+               shown: Callable[[Chunk], None] | None = None) -> Future[Chunk]:
+        """`step` for those who need not wait: the next chunk may be given while the pictures of
+        this one are still being decoded, which takes the other core where the stream overlaps.
+
+        At most one chunk is on its way when this returns; its pixels are those of `step`. If a
+        picture cannot be decoded, the chunk fails and the stream goes on after it, from the frame
+        that was shown last. `snapshot`, `restore` and `close` wait for what is on its way.
+
+        Args: as for `step`.
+
+        Returns:
+            The chunk to come; there already where the stream does not overlap. What is to be done
+            when it comes is called in the thread that decodes.
+
+        Raises:
+            ValueError: see `step`. If anything but decoding fails, the stream stands before this
+                chunk, as after a failed `step`.
+        """
+        coming: Future[Chunk] = Future()
+        coming.set_running_or_notify_cancel()
+        if not self.overlaps:
+            coming.set_result(self.step(speech, shown))
+            return coming
+        begun = self._shown_to(shown, self.begin(speech))
+        begun = replace(begun, job=replace(begun.job, ahead=True))
+        result, = self.backend.chunks([begun.job])
+        assert result.decoding is not None
+        index, prompt, sound = self._state.index, self._state.prompt, self._sound_of(begun)
+        seconds, work = self._follow(begun, result)
+        if work is not None:
+            seconds['memory'] += self._remember(work)
+
+        def deliver(decoding: Future[Decoded]) -> None:
+            error = decoding.exception()
+            if error is not None:
+                coming.set_exception(error)
+                return
+            decoded = decoding.result()
+            seconds['decode'] = decoded.seconds
+            seconds['total'] = sum(seconds.values())
+            coming.set_result(Chunk(index, decoded.frames, sound, prompt, seconds))
+
+        result.decoding.add_done_callback(deliver)
+        return coming
+
+    def _shown_to(self, shown: Callable[[Chunk], None] | None, begun: BegunChunk) -> BegunChunk:
+        """The same, with a job that tells ``shown``."""
+        if shown is None:
+            return begun
+        index, prompt, sound = self._state.index, self._state.prompt, self._sound_of(begun)
+        return replace(begun, job=replace(begun.job, shown=lambda frames: shown(
+            Chunk(index, frames, sound, prompt))))
+
+    def _remember(self, work: MemoryJob) -> float:
+        """Let the backend remember; the seconds that took."""
+        started_s = time.perf_counter()
+        self.backend.remember([work])
+        return time.perf_counter() - started_s
 
     def begin(self, speech: NDArray[np.int16]) -> BegunChunk:
         """The first part of `step`: what the backend needs for the next chunk.
@@ -291,17 +352,25 @@ class AvatarStream:
 
     def finish(self, begun: BegunChunk, result: ChunkResult) -> tuple[Chunk, MemoryJob | None]:
         """The second part of `step`: the chunk, and what is to be remembered now, if anything."""
+        assert result.frames is not None, 'the job went ahead'
+        index, prompt, sound = self._state.index, self._state.prompt, self._sound_of(begun)
+        seconds, work = self._follow(begun, result)
+        seconds['total'] = sum(seconds.values())
+        return Chunk(index, result.frames, sound, prompt, seconds), work
+
+    def _follow(self, begun: BegunChunk,
+                result: ChunkResult) -> tuple[dict[str, float], MemoryJob | None]:
+        """Let the state follow a chunk that is made; its stages' seconds, and what is to be
+        remembered now, if anything."""
         started_s = time.perf_counter()
         state = self._state
         work = state.memory.commit(result.latent)
         seconds = dict(result.seconds)
         seconds['audio'] = seconds.get('audio', 0.0) + begun.seconds
         seconds['memory'] = time.perf_counter() - started_s
-        seconds['total'] = sum(seconds.values())
-        chunk = Chunk(state.index, result.frames, self._sound_of(begun), state.prompt, seconds)
         state.mel, state.heard = begun.mel, begun.speech
         state.index += 1
-        return chunk, work
+        return seconds, work
 
     def _sound_of(self, begun: BegunChunk) -> NDArray[np.int16]:
         """The sound that belongs to the frames: that of the lookahead ago."""

@@ -120,7 +120,9 @@ def open_stream(options: GeneratorOptions, log: Callable[[str], None] = print,
     def opened(name: str) -> AvatarStream:
         extra: dict[str, Any] = {}
         if name == 'onnx':
-            extra = {'threads': options.threads, 'int8': options.int8}
+            # What is said live is to be seen soon, not ahead: see `OnnxBackend`.
+            extra = {'threads': options.threads, 'int8': options.int8,
+                     'overlap': options.mode != 'telepresence'}
         elif name == 'tensorrt':
             extra = {'build': options.build_engines, 'log': log}
         if options.mode == 'telepresence' and not is_wan(str(resource(options.model))):

@@ -256,6 +256,10 @@ class Feed:
         self._silent_chunks = self._silent_chunks + 1 if silent else 0
         return speech
 
+    def coming(self, speech: SpeechChunk) -> SpeechChunk:
+        """Whose sound the chunk will be that comes out when the stream hears ``speech``."""
+        return self._kept[0] if self._kept else speech
+
     def heard(self, speech: SpeechChunk) -> SpeechChunk:
         """The stream has heard ``speech``: whose sound the chunk that came out of it is."""
         self._kept.append(speech)

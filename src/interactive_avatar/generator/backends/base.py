@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -102,7 +103,10 @@ class ChunkJob:
         text: the prompt.
         cache: the stream's past.
         shown: if given, a backend that can calls it with the frames, uint8 [4, H, W, 3], as soon
-            as they are decoded: before the commit, which nobody has to wait for.
+            as they are decoded, perhaps from a thread of its own: nobody has to wait for the
+            commit. If it fails, the chunk fails.
+        ahead: the caller takes the frames later, from `ChunkResult.decoding`, and may begin the
+            next chunk meanwhile. For backends that overlap; the others pay no heed.
     """
 
     mel: NDArray[np.float32]
@@ -110,6 +114,20 @@ class ChunkJob:
     text: TextCache
     cache: Any
     shown: Callable[[NDArray[np.uint8]], None] | None = None
+    ahead: bool = False
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The pictures of a chunk.
+
+    Attributes:
+        frames: uint8 [4, H, W, 3].
+        seconds: time of the stage decode.
+    """
+
+    frames: NDArray[np.uint8]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -118,13 +136,17 @@ class ChunkResult:
 
     Attributes:
         latent: float32 [C, 16, 16].
-        frames: uint8 [4, H, W, 3].
-        seconds: time of each of `STAGES`, as far as the backend can tell them apart.
+        frames: uint8 [4, H, W, 3]; None where they come in `decoding`.
+        seconds: time of each of `STAGES`, as far as the backend can tell them apart; without
+            decode where that is in `decoding`.
+        decoding: the frames of a job that goes ahead. If it fails, only they are lost: the past
+            is that after the chunk, with the frame before it as the last one shown.
     """
 
     latent: NDArray[np.float32]
-    frames: NDArray[np.uint8]
+    frames: NDArray[np.uint8] | None
     seconds: Mapping[str, float]
+    decoding: Future[Decoded] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +169,16 @@ class Backend(Protocol):
     """Runs one model for one or many streams. All arrays are numpy on the host.
 
     Not thread-safe. Caches and texts are those of the same backend.
+
+    Attributes:
+        name: as it is asked for.
+        config: of the model.
+        overlaps: whether `ChunkJob.ahead` is heeded.
     """
 
     name: str
     config: GeneratorConfig
+    overlaps: bool
 
     def encode_image(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [4, H, W, 3] -> latent float32 [C, 16, 16]."""

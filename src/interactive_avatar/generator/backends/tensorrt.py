@@ -220,6 +220,7 @@ class TensorRTBackend:
     """
 
     name = 'tensorrt'
+    overlaps = False
 
     def __init__(self, files: ModelFiles, precision: str = 'fp16', api: str = '',
                  build: bool = True, log: Callable[[str], None] = LOG.info, capture: bool = True,

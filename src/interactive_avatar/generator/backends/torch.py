@@ -157,6 +157,7 @@ class TorchBackend:
     """
 
     name = 'torch'
+    overlaps = False
 
     def __init__(self, files: ModelFiles, device: str | None = None,
                  precision: str | None = None, streams: int = 8, graphs: bool | None = None,
