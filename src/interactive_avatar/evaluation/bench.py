@@ -280,8 +280,10 @@ def bench_one(args: argparse.Namespace) -> dict[str, Any]:
     print(table(['stage (ms)', 'p50', 'p95', 'p99'], rows))
     way = 'decoding beside the next chunk' if overlap else 'one chunk after the other'
     print(f'real-time factor {result["real_time_factor"]:.3f} (aim {RTF_AIM}; {way}), '
-          f'{100 * result["late_share"]:.2f} % of chunks above {CHUNK_MS} ms, first frame '
-          f'{result["first_frame_s"]:.2f} s after opening, {result["rss_mib"]["max"]:.0f} MiB; '
+          f'{100 * result["late_share"]:.2f} % of chunks above {CHUNK_MS} ms, opened in '
+          f'{result["open_s"]:.2f} s, first frame '
+          f'{result["first_frame_s"] - result["open_s"]:.2f} s later, '
+          f'{result["rss_mib"]["max"]:.0f} MiB; '
           f'load before the run {load:.1f} on {machine()["cores"]} cores')
     result['plot'] = {'step_ms': step, 'stages_ms': run['stages_ms']}
     return result
