@@ -23,8 +23,25 @@ def check_levels(levels: Sequence[float]) -> None:
     Raises:
         ValueError: with the levels.
     """
-    if not levels or levels[0] != 1.0 or any(a <= b for a, b in pairwise(levels)):
-        raise ValueError(f'noise levels {tuple(levels)} must start at 1 and fall')
+    if not levels or levels[0] != 1.0 or levels[-1] <= 0.0 \
+            or any(a <= b for a, b in pairwise(levels)):
+        raise ValueError(f'noise levels {tuple(levels)} must start at 1, fall and stay above 0')
+
+
+def levels_of(text: str) -> tuple[float, ...]:
+    """Noise levels as they are written, '1,0.5'; none for an empty text.
+
+    Raises:
+        ValueError: if they are no numbers, or do not start at 1 and fall.
+    """
+    try:
+        levels = tuple(float(level) for level in text.split(',') if level)
+        if levels:
+            check_levels(levels)
+    except ValueError as error:
+        raise ValueError(f'--levels {text!r}: {error}; give falling numbers from 1, as 1,0.5'
+                         ) from error
+    return levels
 
 
 def sample(velocity: Callable[[Latent, float], Latent], noise: Latent,

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.export import export
 from interactive_avatar.generator.networks import Generator
+from interactive_avatar.generator.sampler import levels_of
 from interactive_avatar.media.picture import write_image
 from interactive_avatar.training.common import join_parts
 from interactive_avatar.training.pipeline import WEIGHTS
@@ -19,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--weights', type=Path, required=True, nargs='+',
                         help=f'folders with {WEIGHTS} or its parts, as stages write; later '
                              'ones overrule earlier ones')
+    parser.add_argument('--levels', default='', metavar='L,L',
+                        help="noise levels of the model's sampler, as 1,0.5, one for each step")
     parser.add_argument('--out', type=Path, default=Path('models/compact'))
     parser.add_argument('--people', type=Path, default=Path('assets/people.npz'),
                         help='baked people, for the reference pictures')
@@ -28,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Export weights and draw the named identities."""
-    generator = Generator(GeneratorConfig())
+    config, levels = GeneratorConfig(), levels_of(args.levels)
+    if levels:
+        config = replace(config, sampler=replace(config.sampler, levels=levels))
+    generator = Generator(config)
     for folder in args.weights:
         generator.load(join_parts(folder, WEIGHTS), partial=True)
     export(generator, args.out)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import shlex
 import sys
 import time
@@ -35,6 +34,7 @@ from interactive_avatar.evaluation.model.performances import Seen, play_all, vid
 from interactive_avatar.evaluation.model.play import Player, Setup
 from interactive_avatar.evaluation.report import machine, table, write_json
 from interactive_avatar.generator.memory import KEY_FRAME_POLICIES
+from interactive_avatar.generator.sampler import levels_of
 from interactive_avatar.media.picture import write_image
 
 SETS: Final = ('lips', 'silence', 'identity', 'seams', 'frechet', 'actions', 'retention',
@@ -288,14 +288,7 @@ def parse(args: argparse.Namespace) -> tuple[Plan, Setup]:
     unknown = [name for name in sets if name not in SETS]
     if unknown:
         raise ValueError(f'--sets {unknown[0]!r} is unknown; use {", ".join(SETS)}')
-    try:
-        levels = tuple(float(level) for level in args.levels.split(',') if level)
-    except ValueError as error:
-        raise ValueError(f'--levels {args.levels!r}: {error}; give falling numbers from 1, as '
-                         f'1,0.5') from error
-    if levels and (levels[0] != 1.0 or any(a <= b for a, b in itertools.pairwise(levels))
-                   or levels[-1] <= 0.0):
-        raise ValueError(f'--levels {args.levels!r}: give falling numbers from 1, as 1,0.5')
+    levels = levels_of(args.levels)
     for name, least in (('performances', 0), ('people', 0), ('minutes', 2), ('streams', 1)):
         if getattr(args, name) < least:
             raise ValueError(f'--{name} {getattr(args, name)}: give {least} or more')
