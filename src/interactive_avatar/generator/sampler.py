@@ -39,7 +39,7 @@ def levels_of(text: str) -> tuple[float, ...]:
         if levels:
             check_levels(levels)
     except ValueError as error:
-        raise ValueError(f'--levels {text!r}: {error}; give falling numbers from 1, as 1,0.5'
+        raise ValueError(f'levels {text!r}: {error}; give falling numbers from 1, as 1,0.5'
                          ) from error
     return levels
 

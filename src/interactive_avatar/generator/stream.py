@@ -219,8 +219,8 @@ class AvatarStream:
         Args:
             speech: int16 [2560], 16 kHz mono; zeros in silence.
             shown: called with the chunk as soon as its frames are there, where the backend can
-                tell, perhaps from another thread; what follows, the commit to the memory, is a
-                third of the work.
+                tell, perhaps from another thread, while the chunk is still being committed to
+                the memory.
 
         Returns:
             The chunk whose sound was given the call before (silence in the first call).
@@ -253,8 +253,8 @@ class AvatarStream:
             when it comes is called in the thread that decodes.
 
         Raises:
-            ValueError: see `step`. If anything but decoding fails, the stream stands before this
-                chunk, as after a failed `step`.
+            ValueError: see `step`. If hearing, sampling or committing fails, the stream stands
+                before this chunk, as after a failed `step`.
         """
         coming: Future[Chunk] = Future()
         coming.set_running_or_notify_cancel()

@@ -116,13 +116,16 @@ class Average:
     """Exponential moving average of weights, kept in float32.
 
     Of weights that are sharded over processes (FSDP2) each process averages its own part.
+
+    Attributes:
+        steps: how many updates there have been.
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
         self.decay = decay
         self._source = [p for p in module.parameters() if p.requires_grad]
         self.values = [self._local(p).clone().float() for p in self._source]
-        self._steps = 0
+        self.steps = 0
 
     @staticmethod
     def _local(parameter: Tensor) -> Tensor:
@@ -132,8 +135,8 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the current weights; faster in the first steps."""
-        self._steps += 1
-        decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.values, [self._local(p).float() for p in self._source],
                              1.0 - decay)
 
@@ -148,13 +151,13 @@ class Average:
 
     def state_dict(self) -> dict[str, Any]:
         """Averages and the number of updates."""
-        return {'values': [value.clone() for value in self.values], 'steps': self._steps}
+        return {'values': [value.clone() for value in self.values], 'steps': self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         for value, kept in zip(self.values, state['values'], strict=True):
             value.copy_(kept)
-        self._steps = state['steps']
+        self.steps = state['steps']
 
 
 class Log:

@@ -118,7 +118,7 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
     average = Average(model, options.average_decay)
     if state is not None:
         average.values = [v.to(device) for v in state['average']]  # type: ignore[attr-defined]
-        average._steps = 10 ** 6
+        average.steps = 10 ** 6
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), state['raw'],  # type: ignore[call-overload]
                                         strict=True):

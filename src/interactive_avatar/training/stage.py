@@ -133,7 +133,7 @@ class Optimiser:
                  average_decay: float = 0.9985, settle_steps: int = 50, final: float = 0.02,
                  clip: float = 1.0) -> None:
         self._process, self._rate, self._clip = process, peak_rate, clip
-        self._settle_steps, self._final, self._updates = settle_steps, final, 0
+        self._settle_steps, self._final = settle_steps, final
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         matrices = [p for p in self.parameters if p.dim() >= 2]
         vectors = [p for p in self.parameters if p.dim() < 2]
@@ -149,8 +149,7 @@ class Optimiser:
 
     def step(self, progress: float) -> Tensor:
         """Update from the gathered gradients; returns their norm before clipping."""
-        self._updates += 1
-        settled = min(1.0, self._updates / max(1, self._settle_steps))
+        settled = min(1.0, (self.average.steps + 1) / max(1, self._settle_steps))
         for group in self._adam.param_groups:
             group['lr'] = settled * learning_rate(progress, self._rate, 0.0, self._final)
         if not any(isinstance(p, DTensor) for p in self.parameters[:1]):
@@ -168,7 +167,7 @@ class Optimiser:
                                for name, value in entry.items()}
                          for key, entry in adam['state'].items()}
         return {'raw': [local(p.detach()).clone() for p in self.parameters],
-                'average': self.average.state_dict(), 'adam': adam, 'updates': self._updates}
+                'average': self.average.state_dict(), 'adam': adam}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -176,7 +175,6 @@ class Optimiser:
         for parameter, value in zip(self.parameters, state['raw'], strict=True):
             local(parameter).copy_(value)
         self.average.load_state_dict(state['average'])
-        self._updates = state['updates']
         adam = state['adam']
         for index, parameter in enumerate(p for g in self._adam.param_groups
                                           for p in g['params']):
