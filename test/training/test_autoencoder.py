@@ -8,8 +8,11 @@ import torch
 
 from interactive_avatar.training.autoencoder import (
     FACE_POINTS,
+    STRENGTH_PX,
     AutoencoderOptions,
+    change_strength,
     flow_loss,
+    picture_loss,
 )
 
 SIDE = 32
@@ -80,3 +83,33 @@ def test_options_say_what_is_trained() -> None:
     assert AutoencoderOptions(anchor_weight=0.2).trained == ('autoencoder.',)
     with pytest.raises(ValueError, match='leave out one'):
         AutoencoderOptions(decoder_only=True, anchor_weight=0.2)
+
+
+def test_strength_is_the_mean_change_of_a_square_and_blind_to_its_way() -> None:
+    before = torch.zeros(1, 3, 16, 16)
+    frames = torch.zeros(1, 2, 3, 16, 16)
+    frames[0, 0, :, 0, :STRENGTH_PX] = 0.5  # one row of the first square, gone in the next frame
+    strength = change_strength(frames, before)
+    assert strength.shape == (1, 2, 1, 16 // STRENGTH_PX, 16 // STRENGTH_PX)
+    assert strength[0, :, 0, 0, 0].tolist() == pytest.approx([0.5 / STRENGTH_PX] * 2)
+    assert strength[0, :, 0].sum() == pytest.approx(strength[0, :, 0, 0, 0].sum())
+    elsewhere = torch.roll(frames, 3, dims=-2)
+    assert torch.equal(change_strength(elsewhere, before), strength)
+
+
+def test_a_picture_that_moves_too_little_costs_strength_and_a_new_stream_does_not() -> None:
+    torch.manual_seed(0)
+    before, true = torch.rand(2, 3, 16, 16), torch.rand(2, 4, 3, 16, 16)
+    frozen = true[:, :1].expand_as(true)
+    weight = torch.ones(2, 4, 1, 16, 16)
+
+    def extra(made: torch.Tensor, going_on: bool) -> float:
+        parts = [picture_loss(made, true, weight, torch.zeros_like(before), before,
+                              torch.full((2,), going_on),
+                              AutoencoderOptions(strength_weight=value))[0] for value in (0.0, 1.0)]
+        return float(parts[1] - parts[0])
+
+    assert extra(true, False) == pytest.approx(0.0, abs=1e-6)
+    assert extra(true, True) > 0.01  # it shows a black frame before, and jumps
+    lacking = change_strength(true, before)[:, 1:].mean() * 3 / 4
+    assert extra(frozen, False) == pytest.approx(float(lacking), rel=1e-4)

@@ -129,6 +129,22 @@ def test_in_training_prompts_fall_silent_about_what_is_worn(
     assert silent['test'] == 0.0
 
 
+def test_in_training_many_come_back_with_what_no_prompt_names(library: SpeechLibrary) -> None:
+    """What only the long memory can tell: longer away than the short memory lasts."""
+    told_by_memory = 0
+    for seed in range(60):
+        performance = compose(seed, range(220), library, seconds=24.0)
+        away = np.abs(performance.head[:, 3]) > 0.5
+        for event in performance.events:
+            seen = min(event.end_frame, performance.frames - 1)
+            worn = performance.glasses[seen] > 0.9 or performance.hat[seen] > 0.9
+            prompt = performance.prompt_at(seen)
+            if (event.action == 'come_back' and worn and away[:event.start_frame].sum() > 64
+                    and 'glasses' not in prompt and 'hat' not in prompt):
+                told_by_memory += 1
+    assert told_by_memory > 5
+
+
 def test_motion_follows_the_action(performances: list[Performance]) -> None:
     for performance in performances:
         for event in performance.events:

@@ -39,6 +39,8 @@ FACE_POINTS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.34, 0.33, 0
                (-0.4, 0.7, 0.7), (0.5, 0.85, -0.35), (0.5, -0.35, 0.85), (1.4, -0.2, -0.2))
 """Where flows are told: mouth, eyes, and between and around them (nose, forehead, cheeks, chin) as
 sums of these three, which a flat face keeps however it moves, turns or tilts."""
+STRENGTH_PX = 8
+"""Side of the squares over which changes are averaged: smaller than a mouth."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class AutoencoderOptions:
     holds its latents near those of the encoder that the stage began with (mean squared distance
     over their variance), so that a denoiser trained on those has little to learn anew.
     ``predicted_share`` is the part of streams whose latents are the denoiser's predictions, where
-    there are some (`Shard.predicted`).
+    there are some (`Shard.predicted`). ``strength_weight`` is of how much pictures change
+    (`change_strength`): what moves is blurred, and blur moves too little within a chunk.
 
     Raises:
         ValueError: with ``decoder_only`` and an ``anchor_weight``: one trains no encoder.
@@ -65,6 +68,7 @@ class AutoencoderOptions:
     eye_sigma_px: float = 11.0
     gradient_weight: float = 1.0
     temporal_weight: float = 1.0
+    strength_weight: float = 0.0
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
     probe_weight: float = 0.3
@@ -231,11 +235,34 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor
     wide_x = (wide[..., :, 1:] - wide[..., :, :-1]).abs() * weight[..., ::2, 2::2]
     wide_y = (wide[..., 1:, :] - wide[..., :-1, :]).abs() * weight[..., 2::2, ::2]
     gradient = dx.mean() + dy.mean() + wide_x.mean() + wide_y.mean()
-    first = torch.where(going_on[:, None, None, None], made_before - true_before, error[:, 0])
+    going = going_on[:, None, None, None]
+    first = torch.where(going, made_before - true_before, error[:, 0])
     earlier = torch.cat([first[:, None], error[:, :-1]], 1)
     change = ((error - earlier).abs() * weight).mean()
-    loss = (pixel + options.gradient_weight * gradient + options.temporal_weight * change) / total
-    return loss, error.abs().mean()
+    loss = pixel + options.gradient_weight * gradient + options.temporal_weight * change
+    if options.strength_weight > 0.0:
+        # A stream's first frame follows none: there the true change stands for its own.
+        before = torch.where(going, made_before, made[:, 0] - (true[:, 0] - true_before))
+        lacking = (change_strength(made, before) - change_strength(true, true_before)).abs()
+        there = F.avg_pool2d(weight.flatten(0, 1), STRENGTH_PX).unflatten(0, weight.shape[:2])
+        loss = loss + options.strength_weight * (lacking * there).mean()
+    return loss / total, error.abs().mean()
+
+
+def change_strength(frames: Tensor, before: Tensor) -> Tensor:
+    """Mean absolute change from frame to frame over squares of `STRENGTH_PX`.
+
+    Where the way that something moves is uncertain, the frame with the least L1 error is blurred
+    and hardly moves. This says how much is to move there, whatever the way.
+
+    Args:
+        frames: [B, n, 3, H, W]. before: the frame before the first, [B, 3, H, W].
+
+    Returns:
+        [B, n, 1, H / STRENGTH_PX, W / STRENGTH_PX].
+    """
+    change = (frames - torch.cat([before[:, None], frames[:, :-1]], 1)).abs().mean(2, keepdim=True)
+    return F.avg_pool2d(change.flatten(0, 1), STRENGTH_PX).unflatten(0, change.shape[:2])
 
 
 def normalised(raw: Tensor, model: Autoencoder, momentum: float = 0.02) -> Tensor:

@@ -87,6 +87,14 @@ TRAINING_WEIGHTS: Final = {'step_out': 2.2, 'look': 4.0, 'tilt_head': 2.4, 'shak
                            'nod': 1.8}
 LONG_AWAY_SHARE: Final = 0.4
 LONG_CHUNKS: Final = (30, 60)
+# Of the performances for training, so many are of somebody who wears something, leaves for longer
+# than the short memory lasts, and comes back: by chance one chunk in two hundred shows what only
+# the long memory can tell, too few to learn it from. How often prompts fall silent about it, how
+# many chunks are played before, and how many away.
+ABSENCE_SHARE: Final = 0.25
+ABSENCE_UNTOLD_SHARE: Final = 0.8
+ABSENCE_BEFORE_CHUNKS: Final = (8, 25)
+ABSENCE_CHUNKS: Final = (16, 56)
 
 # How often each action is drawn, given that it is possible in the world.
 _WEIGHTS: Final = {
@@ -233,6 +241,8 @@ class _Composer:
         self.speech: list[Placed] = []
         self.worlds: list[tuple[int, WorldState]] = []
         self.told = True
+        self.untold_away_share = UNTOLD_AWAY_SHARE
+        self.to_do: list[tuple[str, dict[str, str]]] = []
         self.voice = self._pick_voice(split)
         self.level = self._between(0.85, 1.0)
 
@@ -262,7 +272,7 @@ class _Composer:
         if action in ('wear', 'remove'):
             self.told = True
         elif action == 'step_out':
-            self.told = self.rng.random() >= UNTOLD_AWAY_SHARE
+            self.told = self.rng.random() >= self.untold_away_share
         elif action != 'come_back':
             self.told = self.rng.random() >= (UNTOLD_SHARE if self.told else UNTOLD_AGAIN_SHARE)
 
@@ -351,7 +361,10 @@ class _Composer:
             frame += nod.size + self._frames(1.0, 2.8)
 
     def choose(self, world: WorldState) -> tuple[str, dict[str, str]]:
-        """Draw an action that is possible in a world, with its slots."""
+        """What is to be done next; else draw an action that is possible in a world, with its
+        slots."""
+        if self.to_do:
+            return self.to_do.pop(0)
         if not world.in_view:
             return 'come_back', {}
         if world.gaze != 'user' and self.rng.random() < .35:
@@ -628,6 +641,29 @@ def _drift(rng: np.random.Generator, world: WorldState) -> WorldState:
     return replace(world, expression=expression, listening=bool(rng.random() < .3))
 
 
+def _absence(composer: _Composer, world: WorldState) -> tuple[int, WorldState]:
+    """Begin a performance with something worn, or put on, and an absence; the frame at which
+    the person is back, and the world then."""
+    rng = composer.rng
+    if not world.worn:
+        name = str(rng.choice(ACTION_SLOTS['wear']['object']))
+        if rng.random() < .5:
+            world = after('wear', world, object=name)
+        else:
+            composer.to_do.append(('wear', {'object': name}))
+    composer.untold_away_share = ABSENCE_UNTOLD_SHARE
+    composer.to_do.append(('step_out', {}))
+    composer.settle(world)
+    frame = 0
+    while world.in_view and frame < composer.frames:
+        chunks = int(rng.integers(*ABSENCE_BEFORE_CHUNKS))
+        frame = composer.stable(frame, world, chunks * FRAMES_PER_CHUNK)
+        frame, world = composer.act(frame, world)
+    frame = composer.stable(frame, world, int(rng.integers(*ABSENCE_CHUNKS)) * FRAMES_PER_CHUNK)
+    composer.untold_away_share = UNTOLD_AWAY_SHARE
+    return composer.act(frame, world)
+
+
 def compose(seed: int, people: Sequence[int], speech: SpeechLibrary, seconds: float = 40.0,
             split: str = 'train') -> Performance:
     """Compose one performance; the same arguments give the same performance everywhere.
@@ -656,8 +692,11 @@ def compose(seed: int, people: Sequence[int], speech: SpeechLibrary, seconds: fl
     identity = identities[int(rng.integers(len(identities)))]
     composer = _Composer(rng, speech, split, frames)
     world = _first_world(rng)
-    composer.settle(world)
-    frame = 0
+    if split == 'train' and rng.random() < ABSENCE_SHARE:
+        frame, world = _absence(composer, world)
+    else:
+        composer.settle(world)
+        frame = 0
     while frame < frames:
         long = LONG_AWAY_SHARE if split == 'train' and not world.in_view else .06
         chunks = int(rng.integers(*LONG_CHUNKS) if rng.random() < long else rng.integers(4, 15))
