@@ -70,8 +70,9 @@ GAZE_HEAD_SHARE: Final = 0.64
 AWAY_M: Final = 0.75
 FIRST_SIDE: Final = 1.0
 STEP_FRAMES: Final = 25
-# A prompt is to be seen in the chunk that is the first to have it (DESIGN 5, Cache-Switching).
-REACTION_FRAMES: Final = 1
+# A prompt is to be seen in the chunk that is the first to have it (DESIGN 5, Cache-Switching), so
+# motion begins with it, and a face that is to change has most of it done by the chunk's end.
+FACE_FRAMES: Final = 5
 OBJECT_FRAMES: Final = 12
 OBJECT_DELAY_FRAMES: Final = 3
 CANONICAL_SHARE: Final = 0.35
@@ -117,7 +118,7 @@ _FACES: Final[dict[str, dict[str, float]]] = {
             'mouthSmile': -.08},
     'surprise': {'browInnerUp': .9, 'browOuterUp': 1.0, 'eyeWide': .95, 'mouthSmile': -.06},
     'agape': {'jawOpen': .34, 'mouthFunnel': .25},
-    'brows': {'browInnerUp': .8, 'browOuterUp': 1.0, 'eyeWide': .3},
+    'brows': {'browInnerUp': .95, 'browOuterUp': 1.0, 'eyeWide': .45},
     'think': {'browDown': .4, 'browInnerUp': .1, 'mouthPress': .35, 'mouthRight': .4,
               'eyeSquint': .2, 'mouthSmile': -.06},
     'attention': {'browInnerUp': .12, 'browOuterUp': .1, 'mouthSmile': .08},
@@ -298,7 +299,7 @@ class _Composer:
         self.speech.append(Placed(utterance.index, start))
         return end
 
-    def _face(self, name: str, start: int, level: float, duration: int = 10) -> None:
+    def _face(self, name: str, start: int, level: float, duration: int = 8) -> None:
         if abs(float(self.faces[name].values[min(start, self.frames) - 1]) - level) > 1e-3:
             self.faces[name].move(start, duration, level, spring)
 
@@ -346,10 +347,9 @@ class _Composer:
         end = start + length
         if not world.in_view:
             return end
-        begin = start + int(self.rng.integers(0, REACTION_FRAMES + 1))
-        self.hold(begin, world)
+        self.hold(start, world)
         if world.listening:
-            self._listening_nods(begin + 12, end)
+            self._listening_nods(start + 12, end)
         return end
 
     def _listening_nods(self, start: int, end: int) -> None:
@@ -396,24 +396,23 @@ class _Composer:
             self._draw_told(action)
         self._set_prompt(start, action_prompt(action, self._as_told(world),
                                               self._variant(world, action), **slots))
-        begin = start + int(self.rng.integers(0, REACTION_FRAMES + 1))
         then = after(action, world, **slots)
         # The face first goes where the world after the action has it; the action adds to that.
-        self.hold(begin, replace(then, listening=action == 'listen') if then.in_view
+        self.hold(start, replace(then, listening=action == 'listen') if then.in_view
                   else replace(world, listening=False, gaze='user'))
-        end = self._gesture(action, slots, begin)
+        end = self._gesture(action, slots, start)
         if self.rng.random() < _SPEECH_CHANCE[action]:
             sentences = 1
             if action == 'talk':
                 sentences = int(self.rng.choice([1, 2, 3], p=[.4, .35, .25]))
-            said = begin if action not in ('step_out', 'come_back') else begin + 6
+            said = start if action not in ('step_out', 'come_back') else start + 6
             for _ in range(sentences):
                 said = self._say(said, self.frames)
             end = max(end, said)
         elif action == 'talk':
-            end = begin + FRAMES_PER_CHUNK
+            end = start + FRAMES_PER_CHUNK
         end = -(-end // FRAMES_PER_CHUNK) * FRAMES_PER_CHUNK
-        self._release(action, slots, begin, end)
+        self._release(action, slots, start, end)
         self.events.append(Event(action, start, min(end, self.frames), tuple(slots.items())))
         return end, then
 
@@ -466,9 +465,9 @@ class _Composer:
         if action in faces:
             if action in ('frown', 'look_surprised'):
                 self._face('smile', begin, 0.0)
-            self._face(faces[action], begin, self._between(0.9, 1.0), 8)
+            self._face(faces[action], begin, self._between(0.9, 1.0), FACE_FRAMES)
             if action == 'look_surprised':
-                self._face('agape', begin, 1.0, 8)
+                self._face('agape', begin, 1.0, FACE_FRAMES)
                 self.pitch.move(begin, 8, .06)
             return begin + self._frames(1.4, 2.2)
         if action == 'talk' and slots['emotion'] in _EMOTION_FACE:
