@@ -104,10 +104,11 @@ def test_a_picture_that_moves_too_little_costs_strength_and_a_new_stream_does_no
     weight = torch.ones(2, 4, 1, 16, 16)
 
     def extra(made: torch.Tensor, going_on: bool) -> float:
-        parts = [picture_loss(made, true, weight, torch.zeros_like(before), before,
-                              torch.full((2,), going_on),
-                              AutoencoderOptions(strength_weight=value))[0] for value in (0.0, 1.0)]
-        return float(parts[1] - parts[0])
+        without, with_it = (
+            picture_loss(made, true, weight, torch.zeros_like(before), before,
+                         torch.full((2,), going_on), AutoencoderOptions(strength_weight=value))[0]
+            for value in (0.0, 1.0))
+        return float(with_it - without)
 
     assert extra(true, False) == pytest.approx(0.0, abs=1e-6)
     assert extra(true, True) > 0.01  # it shows a black frame before, and jumps
