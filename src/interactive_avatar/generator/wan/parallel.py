@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two cards make one block: what a pass computes is split between them by sequence.
 
-Each card has all weights and works on some rows of every latent frame (context parallelism). Layers
-are local to a token but for self-attention, before which the cards exchange the rotated keys and
-values of their tokens; both see the same context, which the first card alone keeps and copies over.
+Each card has all weights and works on some rows of every latent frame (context parallelism).
+Layers are local to a token but for self-attention, before which the cards exchange the rotated
+keys and values of their tokens; both see the same context, which the first card alone keeps and
+copies over.
 
 One process drives both. Their layers are recorded as small CUDA graphs of one card each, between
 which copies go from card to card, ordered by events: no collective that one side could wait in for
@@ -19,6 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,8 +134,8 @@ class Part:
         """Every piece of a pass by its name, in the order in which they run."""
         yield 'enter', self._enter
         for layer in range(len(self.runner.network.layers)):
-            yield f'remember {layer}', lambda layer=layer: self._remember(layer)
-            yield f'pass {layer}', lambda layer=layer: self._pass(layer)
+            yield f'remember {layer}', partial(self._remember, layer)
+            yield f'pass {layer}', partial(self._pass, layer)
 
     def _enter(self) -> None:
         self._x = self.runner.enter(self.span)
@@ -173,7 +175,8 @@ class Part:
         """Record the pieces as CUDA graphs; they must have run, so that nothing is compiled or
         chosen meanwhile. They share one pool of memory, as they run in one order only."""
         torch.cuda.synchronize(self.runner.device)
-        pool, made = torch.cuda.graph_pool_handle(), {}
+        pool = torch.cuda.graph_pool_handle()
+        made: dict[str, Any] = {}
         with self.on(), attention_kernel(self.plan.kernel):
             for name, piece in self.pieces():
                 if name.startswith('remember') and not self.runner._entry_tokens:
@@ -248,12 +251,9 @@ class TwoCardRunner(BlockRunner):
             for own, others in ((self._k, helper._k), (self._v, helper._v)):
                 for layer in range(len(self.network.layers)):
                     yield own[layer, 0, seen], others[layer, 0, seen]
-            if self._entry_tokens:
-                entries = slice(0, self._entry_tokens)
-                for own, others in ((self._entry_k, helper._entry_k),
-                                    (self._entry_v, helper._entry_v)):
-                    for layer in range(len(self.network.layers)):
-                        yield own[layer, 0, entries], others[layer, 0, entries]
+            if self._entry_tokens:  # all slots, the empty ones too: one copy each
+                yield self._entry_k, helper._entry_k
+                yield self._entry_v, helper._entry_v
 
         self._mirror(pairs)
 
@@ -355,6 +355,6 @@ class TwoCardRunner(BlockRunner):
                 part.plan, times = part.runner.choose_plan(part.span.count)
             cards[str(device)] = {'tokens': part.span.count, 'attention': str(part.plan),
                                   'attention_ms': times}
-        found['two_cards'] = {'alone': self.alone, 'peer_access': torch.cuda.can_device_access_peer(
-            self.device, self.helper.device), **cards}
+        direct = torch.cuda.can_device_access_peer(self.device, self.helper.device)
+        found['two_cards'] = {'alone': self.alone, 'peer_access': direct, **cards}
         return found

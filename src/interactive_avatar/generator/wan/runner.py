@@ -190,8 +190,8 @@ class BlockRunner:
         self._compiled = compiled
         if compiled:
             # A region is compiled once for each shape, precision and card in the process.
-            torch._dynamo.config.cache_size_limit = max(
-                torch._dynamo.config.cache_size_limit, COMPILED_VARIANTS)
+            from torch._dynamo import config as dynamo
+            dynamo.cache_size_limit = max(dynamo.cache_size_limit, COMPILED_VARIANTS)
             # Whole blocks and a card's share of one are shapes of their own: never one for both.
             self._open = torch.compile(open_layer, dynamic=False)
             self._close = torch.compile(close_layer, dynamic=False)
