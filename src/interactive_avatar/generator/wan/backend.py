@@ -212,12 +212,11 @@ class WanBackend:
         self.dtype = dtype
         self.network = network.to(self.device, dtype).eval().requires_grad_(False)
         self._products_ms: dict[str, dict[str, float]] = {}
-        if options.precision == 'fp8':
+        if options.precision == 'fp8' and not any(
+                isinstance(module, fp8.Fp8Linear) for module in self.network.layers[0].modules()):
             # Chosen before weights are quantised, so that none is held twice; what another backend
-            # has quantised stays as it chose.
-            first = self.network.layers[0]
-            if self.device.type == 'cuda' and not any(
-                    isinstance(module, fp8.Fp8Linear) for module in first.modules()):
+            # has quantised, or not, stays as it chose.
+            if self.device.type == 'cuda':
                 self._products_ms = quickest_products(self.network, bool(options.compiled))
             fp8.quantise_linears(self.network.blocks, FP8_LINEARS, {
                 name: next(iter(times)) for name, times in self._products_ms.items() if times})

@@ -52,14 +52,16 @@ class Part:
 
     Args:
         runner: holds the weights and buffers. span: the tokens.
+        kept: the runner's keys and values that attention reads, [L, 1, tokens, H, hw].
 
     Attributes:
         plan: how its self-attention is run.
         velocity: float32 [1, F, C, rows · patch, w], of the last pass.
     """
 
-    def __init__(self, runner: BlockRunner, span: Span) -> None:
+    def __init__(self, runner: BlockRunner, span: Span, kept: tuple[Tensor, Tensor]) -> None:
         self.runner, self.span, self.plan = runner, span, AttentionPlan()
+        self._kept = kept
         c = runner.config
         height = (span.rows.stop - span.rows.start) * c.network.patch
         channels, _, width = c.latent_shape
@@ -124,9 +126,8 @@ class Part:
     def give_keys(self, layer: int, to: Part) -> None:
         """Send the keys and values that a layer has made of this part's tokens."""
         tokens = self.span.tokens
-        self.give(to, lambda: (
-            (own[layer, 0, tokens], others[layer, 0, tokens])
-            for own, others in ((self.runner._k, to.runner._k), (self.runner._v, to.runner._v))))
+        self.give(to, lambda: ((own[layer, 0, tokens], others[layer, 0, tokens])
+                               for own, others in zip(self._kept, to._kept, strict=True)))
 
     # Pieces of a pass, in their order ---------------------------------------------------------
 
@@ -179,7 +180,7 @@ class Part:
         made: dict[str, Any] = {}
         with self.on(), attention_kernel(self.plan.kernel):
             for name, piece in self.pieces():
-                if name.startswith('remember') and not self.runner._entry_tokens:
+                if name.startswith('remember') and not self.runner.remembers:
                     made[name] = None
                     self._remembered = None
                     continue
@@ -217,11 +218,12 @@ class TwoCardRunner(BlockRunner):
             raise ValueError('a frame with one row of tokens cannot be split between two cards')
         self.alone = alone
         self._passed = 1
-        self.helper = BlockRunner(replica(network, second), compiled, False)
+        self.helper = helper = BlockRunner(replica(network, second), compiled, False)
         rows = first_rows(side, share)
         mine = self.span(slice(0, rows), 0)
-        self.parts = (Part(self, mine), Part(self.helper, self.helper.span(
-            slice(rows, side), mine.count)))
+        self.parts = (Part(self, mine, (self._k, self._v)),
+                      Part(helper, helper.span(slice(rows, side), mine.count),
+                           (helper._k, helper._v)))
         self._joined = torch.zeros_like(self._x)
         self._other = torch.zeros_like(self.parts[1].velocity, device=self.device)
 
@@ -327,7 +329,7 @@ class TwoCardRunner(BlockRunner):
         mine, others = first.span.count, second.span.count
         # Where the second part's keys lie among the block's, those before rotation lie free.
         second.give(first, lambda: (
-            (second.runner._raw[i, 0, :others], self._raw[i, 0, mine:])
+            (self.helper._raw[i, 0, :others], self._raw[i, 0, mine:])
             for i in range(len(self.network.layers))))
         first.wait_for(second)
         first.before_caller()

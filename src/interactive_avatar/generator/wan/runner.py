@@ -258,6 +258,11 @@ class BlockRunner:
         self._frame_tokens, self._entry_tokens = frames, entries
 
     @property
+    def remembers(self) -> bool:
+        """Whether there are memory entries to attend to."""
+        return self._entry_tokens > 0
+
+    @property
     def full(self) -> bool:
         """Whether every slot that is attended to is filled, so that shapes stay as they are."""
         room = self._entry_k.shape[2] if self.memory_on else 0
@@ -289,7 +294,7 @@ class BlockRunner:
     def remember(self, i: int, q: Tensor) -> Tensor | None:
         """What layer i's queries find in the memory's entries, [1, F · n, width]; None without
         any."""
-        if not self._entry_tokens:
+        if not self.remembers:
             return None
         return attend(q, self._entry_k[i, :, :self._entry_tokens],
                       self._entry_v[i, :, :self._entry_tokens])
@@ -437,7 +442,7 @@ class BlockRunner:
             from interactive_avatar.generator.wan.kernels import turn_heads
         except ImportError:  # no Triton here
             return {}
-        packed = torch.compile(packed_layer)
+        packed = torch.compile(packed_layer, dynamic=False)
 
         def opened(block: Block, x: Tensor, m: Tensor, cos: Tensor, sin: Tensor, raw: Tensor,
                    k_out: Tensor, v_out: Tensor) -> Tensor:
