@@ -4,6 +4,7 @@ copies and there is nothing to wait for; recorded pieces are replayed by a stand
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,13 @@ from wan_tiny import random_network, relative
 from interactive_avatar.generator.model import ModelError
 from interactive_avatar.generator.wan.attention import AttentionPlan
 from interactive_avatar.generator.wan.backend import Options, WanBackend
-from interactive_avatar.generator.wan.bench import TINY_VAE, Stream, build
+from interactive_avatar.generator.wan.bench import (
+    TINY_VAE,
+    Stream,
+    add_arguments,
+    build,
+    layouts_of,
+)
 from interactive_avatar.generator.wan.config import WAN_TINY
 from interactive_avatar.generator.wan.fp8 import Fp8Linear, quantise_linears
 from interactive_avatar.generator.wan.parallel import Part, TwoCardRunner, first_rows, replica
@@ -185,6 +192,18 @@ def test_what_two_cards_need_is_said(cards: list[tuple[int, int]]) -> None:
     del cards[1]
     with pytest.raises(ModelError, match=r'sees one GPU here .*CUDA_VISIBLE_DEVICES'):
         Options('cuda', cards=2).resolved()
+
+
+def test_the_bench_measures_each_way_to_use_the_cards() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    found = layouts_of(parser.parse_args(
+        ['--device', 'cpu', '--cards', '1,2', '--share', '0.5,0.6', '--alone', '2', '--no-graphs']))
+    assert [name for name, _ in found] == ['', ', 2 cards, share 0.5, alone 2',
+                                           ', 2 cards, share 0.6, alone 2']
+    assert [(o.cards, o.share, o.alone, o.graphs) for _, o in found[1:]] == [
+        (2, 0.5, 2, False), (2, 0.6, 2, False)]
+    assert found[0][1].cards == 1
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')

@@ -58,7 +58,8 @@ class Options:
             decodes: decode_device, by default the first one that is not ``device``.
         share: of a split pass that is the first card's.
         alone: passes of a block that the first card runs by itself while the second decodes,
-            counted from the clean pass; 2 is right where decoding takes as long as two passes.
+            counted from the clean pass: 1 where a block's frames are waited for before the next
+            block is begun, as a stream does; as many as decoding takes where they are not.
     """
 
     device: str = ''
@@ -68,7 +69,7 @@ class Options:
     graphs: bool | None = None
     cards: int = 1
     share: float = 0.5
-    alone: int = 2
+    alone: int = 1
 
     def resolved(self) -> Options:
         """With the defaults of this machine filled in.

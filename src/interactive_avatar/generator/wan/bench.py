@@ -514,7 +514,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='2 to split the transformer between two cards; 1,2 for both')
     parser.add_argument('--share', default='0.5',
                         help="of a split pass that is the first card's; several with commas")
-    parser.add_argument('--alone', default='2',
+    parser.add_argument('--alone', default='1,2',
                         help='passes of a block that the first card runs by itself while the '
                              'second decodes, the clean pass first; several with commas')
     parser.add_argument('--no-graphs', action='store_true', help='without CUDA graphs')

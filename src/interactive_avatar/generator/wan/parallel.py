@@ -211,7 +211,7 @@ class TwoCardRunner(BlockRunner):
     """
 
     def __init__(self, network: WanTransformer, second: torch.device, compiled: bool = False,
-                 graphs: bool = False, share: float = 0.5, alone: int = 2) -> None:
+                 graphs: bool = False, share: float = 0.5, alone: int = 1) -> None:
         super().__init__(network, compiled, graphs)
         side = self.config.grid_side
         if side < 2:
