@@ -197,8 +197,8 @@ def test_what_two_cards_need_is_said(cards: list[tuple[int, int]]) -> None:
 def test_the_bench_measures_each_way_to_use_the_cards() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    found = layouts_of(parser.parse_args(
-        ['--device', 'cpu', '--cards', '1,2', '--share', '0.5,0.6', '--alone', '2', '--no-graphs']))
+    found = layouts_of(parser.parse_args([
+        '--device', 'cpu', '--cards', '1,2', '--share', '0.5,0.6', '--alone', '2', '--no-graphs']))
     assert [name for name, _ in found] == ['', ', 2 cards, share 0.5, alone 2',
                                            ', 2 cards, share 0.6, alone 2']
     assert [(o.cards, o.share, o.alone, o.graphs) for _, o in found[1:]] == [

@@ -221,7 +221,7 @@ def measure(backend: WanBackend, blocks: int, note: Callable[[str, Any], None]) 
     latents = torch.randn((1, c.chunk_latents, *c.latent_shape), device=backend.device)
     level, steps = c.sampler.levels[0], len(c.sampler.levels)
     together = {}
-    if isinstance(runner, TwoCardRunner):
+    if isinstance(runner, TwoCardRunner) and runner.splits:
         alone = runner.forward_alone(latents, level).clone()
         note('relative_error_to_one_card',
              relative_error(runner.forward_together(latents, level), alone))

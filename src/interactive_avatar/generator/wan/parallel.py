@@ -229,7 +229,7 @@ class TwoCardRunner(BlockRunner):
 
     @property
     def splits(self) -> bool:
-        """Whether any pass of a block is split."""
+        """Whether any pass of a block is split; the second card gets nothing where none is."""
         return self.alone <= len(self.config.sampler.levels)
 
     def condition(self, text: tuple[Tensor, Tensor], audio: tuple[Tensor, Tensor] | None) -> None:
@@ -281,7 +281,13 @@ class TwoCardRunner(BlockRunner):
 
     @torch.no_grad()
     def forward_together(self, latents: Tensor, level: float) -> Tensor:
-        """`forward` on both cards; see there. The result is overwritten by the next one."""
+        """`forward` on both cards; see there. The result is overwritten by the next one.
+
+        Raises:
+            ValueError: if no pass is to be split, so that the second card has no context.
+        """
+        if not self.splits:
+            raise ValueError(f'alone is {self.alone}: no pass of a block is split')
         first, second = self.parts
         first.after_caller()
         with second.on(), first.on():
