@@ -9,7 +9,7 @@ that decoding runs on a stream of its own (or a second card) beside what comes a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from interactive_avatar.generator.wan.cache import Entry, WanCache
 from interactive_avatar.generator.wan.config import WanConfig
 from interactive_avatar.generator.wan.light import LightDecoder
 from interactive_avatar.generator.wan.network import WanTransformer
+from interactive_avatar.generator.wan.parallel import TwoCardRunner
 from interactive_avatar.generator.wan.runner import (
     FP8_LINEARS,
     BlockRunner,
@@ -53,6 +54,12 @@ class Options:
             they are quicker).
         compiled: torch.compile the layers; costs half a minute at the start. By default on CUDA.
         graphs: replay CUDA graphs once the memory is full. By default on CUDA.
+        cards: 2 to split the transformer's passes with a second card (`parallel`), which also
+            decodes: decode_device, by default the first one that is not ``device``.
+        share: of a split pass that is the first card's.
+        alone: passes of a block that the first card runs by itself while the second decodes,
+            counted from the clean pass: 1 where a block's frames are waited for before the next
+            block is begun, as a stream does; as many as decoding takes where they are not.
     """
 
     device: str = ''
@@ -60,6 +67,9 @@ class Options:
     precision: str = 'bf16'
     compiled: bool | None = None
     graphs: bool | None = None
+    cards: int = 1
+    share: float = 0.5
+    alone: int = 1
 
     def resolved(self) -> Options:
         """With the defaults of this machine filled in.
@@ -79,9 +89,36 @@ class Options:
             raise ModelError(
                 f'precision fp8 needs a card of compute capability 8.9 or newer; this one has '
                 f'{".".join(map(str, torch.cuda.get_device_capability(device)))}: use bf16')
-        return Options(device, self.decode_device or device, self.precision,
-                       cuda if self.compiled is None else self.compiled,
-                       cuda if self.graphs is None else self.graphs)
+        return replace(self, device=device, decode_device=self._second(device),
+                       compiled=cuda if self.compiled is None else self.compiled,
+                       graphs=cuda if self.graphs is None else self.graphs)
+
+    def _second(self, device: str) -> str:
+        """Where frames are decoded, which with two cards is the second one."""
+        if self.cards not in (1, 2):
+            raise ModelError(f'cards {self.cards} cannot be used: give 1, or 2 to split the '
+                             f'transformer between two cards')
+        if not 0.0 < self.share < 1.0 or self.alone < 0:
+            raise ModelError(f'share {self.share} must lie between 0 and 1, and alone '
+                             f'{self.alone} be 0 or more')
+        if self.cards == 1 or not device.startswith('cuda'):
+            return self.decode_device or device
+        count, first = torch.cuda.device_count(), torch.device(device).index or 0
+        if count < 2:
+            raise ModelError(f'cards 2 was asked for, but PyTorch sees one GPU here '
+                             f'({torch.cuda.get_device_name(first)}): give cards 1, or make '
+                             f'another visible (CUDA_VISIBLE_DEVICES)')
+        second = self.decode_device or f'cuda:{0 if first else 1}'
+        index = torch.device(second).index or 0
+        if not second.startswith('cuda') or index == first or index >= count:
+            raise ModelError(f'cards 2 needs a second GPU as decode_device, not {second!r} beside '
+                             f'{device!r}; PyTorch sees cuda:0 to cuda:{count - 1}')
+        ours, other = (torch.cuda.get_device_capability(i) for i in (first, index))
+        if ours != other:
+            raise ModelError(f'cards 2 needs two GPUs of one kind; {device!r} has compute '
+                             f'capability {ours[0]}.{ours[1]}, {second!r} {other[0]}.{other[1]}: '
+                             f'give cards 1 and decode_device {second!r} to decode there')
+        return second
 
 
 def parameter_count(config: WanConfig) -> int:
@@ -117,17 +154,23 @@ def check_memory(config: WanConfig, options: Options) -> None:
     Raises:
         ModelError: says how much is needed, by part, and how much is free.
     """
-    device = torch.device(options.device)
-    if device.type != 'cuda':
+    if torch.device(options.device).type != 'cuda':
         return
     parts = required_bytes(config, options.precision)
-    needed, (free, _) = sum(parts.values()), torch.cuda.mem_get_info(device)
+    _check_card(config, options, options.device, parts)
+    if options.cards == 2:  # the cache and all but one prompt stay on the first
+        _check_card(config, options, options.decode_device, {
+            name: size for name, size in parts.items() if name not in ('cache', 'prompts')})
+
+
+def _check_card(config: WanConfig, options: Options, card: str, parts: dict[str, int]) -> None:
+    needed, (free, _) = sum(parts.values()), torch.cuda.mem_get_info(torch.device(card))
     if needed > free:
         listed = ', '.join(f'{name} {size / 2**30:.1f}' for name, size in parts.items())
         raise ModelError(
             f'{config.name} at {config.picture_px}×{config.picture_px} in {options.precision} '
             f'needs about {needed / 2**30:.1f} GiB of GPU memory ({listed}), but '
-            f'{free / 2**30:.1f} GiB are free on {options.device}: stop what else uses the card, '
+            f'{free / 2**30:.1f} GiB are free on {card}: stop what else uses the card, '
             f'use precision fp8, or import the weights with a smaller --picture-px')
 
 
@@ -146,7 +189,7 @@ class Decoding:
 
 
 class WanBackend:
-    """One model on one device (two with ``decode_device``).
+    """One model on one device (two with ``decode_device`` or ``cards``).
 
     Args:
         network: transformer in float32 or bf16, on any device.
@@ -170,16 +213,20 @@ class WanBackend:
         self.dtype = dtype
         self.network = network.to(self.device, dtype).eval().requires_grad_(False)
         self._products_ms: dict[str, dict[str, float]] = {}
-        if options.precision == 'fp8':
+        if options.precision == 'fp8' and not any(
+                isinstance(module, fp8.Fp8Linear) for module in self.network.layers[0].modules()):
             # Chosen before weights are quantised, so that none is held twice; what another backend
-            # has quantised stays as it chose.
-            first = self.network.layers[0]
-            if self.device.type == 'cuda' and not any(
-                    isinstance(module, fp8.Fp8Linear) for module in first.modules()):
+            # has quantised, or not, stays as it chose.
+            if self.device.type == 'cuda':
                 self._products_ms = quickest_products(self.network, bool(options.compiled))
             fp8.quantise_linears(self.network.blocks, FP8_LINEARS, {
                 name: next(iter(times)) for name, times in self._products_ms.items() if times})
-        self.runner = BlockRunner(self.network, bool(options.compiled), bool(options.graphs))
+        self.runner: BlockRunner
+        if options.cards == 2:
+            self.runner = TwoCardRunner(self.network, self.decode_device, bool(options.compiled),
+                                        bool(options.graphs), options.share, options.alone)
+        else:
+            self.runner = BlockRunner(self.network, bool(options.compiled), bool(options.graphs))
         if self.device.type == 'cuda':
             # Shapes never change; the search for kernels pays at once.
             torch.backends.cudnn.benchmark = True
@@ -189,8 +236,10 @@ class WanBackend:
         self._encode_picture = encode_picture
         self._decode_stream: Any = None
         if self.decode_device.type == 'cuda':
-            # Frames have the right of way: who looks at them waits for them.
-            self._decode_stream = torch.cuda.Stream(self.decode_device, priority=-1)
+            # Frames have the right of way: who looks at them waits for them. Not where the card
+            # has a share of the transformer, for which the other card waits in every layer.
+            self._decode_stream = torch.cuda.Stream(self.decode_device,
+                                                    priority=0 if options.cards == 2 else -1)
         c = self.config
         self._decode_in = torch.zeros((c.chunk_latents, *c.latent_shape),
                                       device=self.decode_device)

@@ -27,6 +27,8 @@ from interactive_avatar.generator.wan.config import SIZES, WanConfig
 from interactive_avatar.generator.wan.light import LightDecoder, LightDecoderConfig
 from interactive_avatar.generator.wan.memory import WanMemory
 from interactive_avatar.generator.wan.network import WanTransformer
+from interactive_avatar.generator.wan.parallel import TwoCardRunner
+from interactive_avatar.generator.wan.runner import BlockRunner
 from interactive_avatar.generator.wan.vae import (
     CausalConv,
     Conv2d,
@@ -217,16 +219,26 @@ def measure(backend: WanBackend, blocks: int, note: Callable[[str, Any], None]) 
     note('memory_growth_mib', (_allocated(backend.device) - before) / 2**20)
     runner, cache = backend.runner, stream.cache
     latents = torch.randn((1, c.chunk_latents, *c.latent_shape), device=backend.device)
-    level = c.sampler.levels[0]
+    level, steps = c.sampler.levels[0], len(c.sampler.levels)
+    together = {}
+    if isinstance(runner, TwoCardRunner) and runner.splits:
+        alone = runner.forward_alone(latents, level).clone()
+        note('relative_error_to_one_card',
+             relative_error(runner.forward_together(latents, level), alone))
+        together = {'forward_together': timer(lambda: runner.forward_together(latents, level))}
+    # Of two cards' steps those before the first split one run alone, as the clean pass does.
+    single = min(steps, max(0, backend.options.alone - 1)) if together else steps
     parts = {
-        'forward': timer(lambda: runner.forward(latents, level)),
+        'forward': timer(lambda: BlockRunner.forward(runner, latents, level)), **together,
         'context': timer(lambda: runner.see(cache)),
         'commit': timer(lambda: backend.commit(latents[0])),
         'compress': timer(lambda: backend.compress(
             np.zeros((c.memory.group, *c.latent_shape), np.float32), cache)),
         'decode': timer(lambda: backend.decode(latents[0], stream.state).result())}
     per_block = {
-        'denoise': parts['forward'] * len(c.sampler.levels), 'commit': parts['commit'],
+        'denoise': (parts['forward'] * single
+                    + parts.get('forward_together', 0.0) * (steps - single)),
+        'commit': parts['commit'],
         'context': parts['context'],
         'memory': parts['compress'] * c.chunk_latents / c.memory.group, 'decode': parts['decode']}
     whole = sum(per_block.values())
@@ -242,6 +254,8 @@ def measure(backend: WanBackend, blocks: int, note: Callable[[str, Any], None]) 
             'allocated': torch.cuda.max_memory_allocated() / 2**30,
             'reserved': torch.cuda.max_memory_reserved() / 2**30,
             'estimate': sum(required_bytes(c, backend.options.precision).values()) / 2**30})
+        if backend.decode_device != backend.device:
+            note('second_card_gib', torch.cuda.memory_allocated(backend.decode_device) / 2**30)
     return stream
 
 
@@ -378,7 +392,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns all that was noted."""
     began = time.perf_counter()
     config = replace(SIZES[args.size], picture_px=args.side or SIZES[args.size].picture_px)
-    options = Options(args.device, args.decode_device).resolved()
+    layouts = layouts_of(args)
+    options = layouts[0][1]
     device = torch.device(options.device)
     result: dict[str, Any] = {
         'benchmark': 'wan', 'size': config.name, 'picture_px': config.picture_px,
@@ -414,14 +429,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         network.to(base)
         top('relative_error_to_float32', {str(base): relative_error(
             velocities(network, base), exact)})
-    decode_device = torch.device(options.decode_device)
     precisions = args.precisions.split(',')
     # The light decoder with the last precision; what is quantised stays so.
-    cases = [(precision, False) for precision in precisions]
-    cases += [(precisions[-1], True)] if args.light else []
+    cases = [(precision, False, layout) for precision in precisions for layout in layouts]
+    cases += [(precisions[-1], True, layout) for layout in layouts] if args.light else []
     decoder: Any = None
-    for number, (precision, is_light) in enumerate(cases):
-        name = f'{precision}+light decoder' if is_light else precision
+    for precision, is_light, (layout, options) in cases:
+        kind = f'{precision}+light decoder' if is_light else precision
+        name, decode_device = kind + layout, torch.device(options.decode_device)
         section = result.setdefault(name, {})
         note = noting(section, f'{name}: ')
         backend = None
@@ -438,12 +453,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 note('relative_error_to_float32',
                      relative_error(velocities(network, backend.dtype), exact))
             measure(backend, args.blocks, note)
+            if layout and 'overlapped' in result.get(kind, {}):
+                note('ratio_to_one_card', section['overlapped']['frames_per_s']
+                     / result[kind]['overlapped']['frames_per_s'])
             decoding(backend, note)
             if 'card_reaches' in result:
                 note('floor', floor(section, result['card_reaches'], precision,
                                     len(config.sampler.levels) + 1,
                                     FRAMES_PER_CHUNK * config.chunk_latents))
-            if not args.quick and (is_light or number == len(precisions) - 1):
+            if not args.quick and precision == precisions[-1]:
                 note('first_frame_s', first_frame(backend))
         except Exception as error:  # the other cases are still worth their time
             note('failed', f'{type(error).__name__}: {error}')
@@ -456,6 +474,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.empty_cache()
     top('seconds', time.perf_counter() - began)
     return result
+
+
+def layouts_of(args: argparse.Namespace) -> list[tuple[str, Options]]:
+    """What is to be measured of ways to use the cards: the end of a section's name, and options.
+
+    Raises:
+        ModelError: if one cannot be had here.
+    """
+    graphs = False if args.no_graphs else None
+    found = []
+    for cards in args.cards.split(','):
+        if cards == '1':
+            found.append(('', Options(args.device, args.decode_device, graphs=graphs)))
+            continue
+        for share in args.share.split(','):
+            for alone in args.alone.split(','):
+                found.append((f', {cards} cards, share {share}, alone {alone}', Options(
+                    args.device, args.decode_device, graphs=graphs, cards=int(cards),
+                    share=float(share), alone=int(alone))))
+    return [(name, options.resolved()) for name, options in found]
 
 
 def rounded(value: Any) -> Any:
@@ -472,6 +510,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', default='', help='cuda, cuda:N or cpu')
     parser.add_argument('--decode-device', default='',
                         help='cuda:1 to decode on a second card (pipelined)')
+    parser.add_argument('--cards', default='1',
+                        help='2 to split the transformer between two cards; 1,2 for both')
+    parser.add_argument('--share', default='0.5',
+                        help="of a split pass that is the first card's; several with commas")
+    parser.add_argument('--alone', default='1,2',
+                        help='passes of a block that the first card runs by itself while the '
+                             'second decodes, the clean pass first; several with commas')
+    parser.add_argument('--no-graphs', action='store_true', help='without CUDA graphs')
     parser.add_argument('--precisions', default='bf16,fp8', help='of bf16, fp8, float32')
     parser.add_argument('--blocks', type=int, default=16, help='measured blocks of each kind')
     parser.add_argument('--light', action='store_true',

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -46,6 +47,8 @@ from interactive_avatar.generator.wan.timing import Timed, capture, device_ms, q
 
 FP8_LINEARS = ('qkv', 'q', 'o', 'up', 'down')
 """Layers of a block that may run in 8 bits with precision fp8: all that run every step."""
+COMPILED_VARIANTS = 64
+"""Of one region, beyond which PyTorch would silently run it uncompiled."""
 TOLERANCE = 0.02
 """Relative difference in bf16 beyond which a way to attend is not the same function."""
 
@@ -111,6 +114,26 @@ def still_layer(block: Block, x: Tensor, m: Tensor, cos: Tensor, sin: Tensor, te
     return close_layer(block, x, m, attended, None, text, None), k, v
 
 
+@dataclass(frozen=True)
+class Span:
+    """The tokens of a block that one pass works on: the same rows of every latent frame's grid.
+
+    Attributes:
+        rows: of the grid. tokens: where their keys and values lie among the block's, [F · n].
+        cos, sin: their positions, [F · n, pairs].
+    """
+
+    rows: slice
+    tokens: slice
+    cos: Tensor
+    sin: Tensor
+
+    @property
+    def count(self) -> int:
+        """Tokens of all its frames."""
+        return int(self.tokens.stop - self.tokens.start)
+
+
 class BlockRunner:
     """Streaming forwards of one network; see the module.
 
@@ -166,8 +189,13 @@ class BlockRunner:
         self._place: Callable[..., None] | None = None
         self._compiled = compiled
         if compiled:
-            self._open, self._close = torch.compile(open_layer), torch.compile(close_layer)
-            self._close_split = torch.compile(close_split)
+            # A region is compiled once for each shape, precision and card in the process.
+            from torch._dynamo import config as dynamo
+            dynamo.cache_size_limit = max(dynamo.cache_size_limit, COMPILED_VARIANTS)
+            # Whole blocks and a card's share of one are shapes of their own: never one for both.
+            self._open = torch.compile(open_layer, dynamic=False)
+            self._close = torch.compile(close_layer, dynamic=False)
+            self._close_split = torch.compile(close_split, dynamic=False)
             # A reference's tokens and an entry's are two shapes, each worth its own kernels.
             self._still = torch.compile(still_layer, dynamic=False)
             # Slots fill once, and stay full: kernels of that shape, and one set for all others.
@@ -177,6 +205,15 @@ class BlockRunner:
         self._graph: Any = None
         self._out: Tensor | None = None
         self.plan = AttentionPlan()
+        self._whole = self.span(slice(0, c.grid_side), 0)
+
+    def span(self, rows: slice, start: int) -> Span:
+        """Some rows of every frame of a block, whose keys lie from token ``start`` on."""
+        c = self.config
+        picked = slice(rows.start * c.grid_side, rows.stop * c.grid_side)
+        cos, sin = (t.unflatten(0, (c.chunk_latents, -1))[:, picked].flatten(0, 1).contiguous()
+                    for t in self._tables['own'])
+        return Span(rows, slice(start, start + cos.shape[0]), cos, sin)
 
     # Conditions and context -----------------------------------------------------------------
 
@@ -221,35 +258,70 @@ class BlockRunner:
         self._frame_tokens, self._entry_tokens = frames, entries
 
     @property
-    def _full(self) -> bool:
+    def remembers(self) -> bool:
+        """Whether there are memory entries to attend to."""
+        return self._entry_tokens > 0
+
+    @property
+    def full(self) -> bool:
+        """Whether every slot that is attended to is filled, so that shapes stay as they are."""
         room = self._entry_k.shape[2] if self.memory_on else 0
         return (self._own + self._frame_tokens == self._k.shape[2]
                 and self._entry_tokens == room)
 
     # Forwards -------------------------------------------------------------------------------
 
+    def set_pass(self, latents: Tensor, level: float) -> None:
+        """Put a pass's latents [1, F, C, h, w] and noise level where the layers read them."""
+        embedded, m = self._level(level)
+        self._x.copy_(latents)
+        self._embedded.copy_(embedded)
+        self._m.copy_(m)
+
+    def enter(self, span: Span) -> Tensor:
+        """Tokens [1, F, n, width] of the pass's latents."""
+        patch = self.config.network.patch
+        rows = self._x[:, :, :, span.rows.start * patch:span.rows.stop * patch]
+        return self.network.embed(rows.to(self.dtype))
+
+    def open(self, i: int, x: Tensor, span: Span) -> Tensor:
+        """Layer i to self-attention: rotated queries [1, F · n, H, hw]; keys and values go to
+        their place among those that attention reads, keys before rotation to a place aside."""
+        return self._open(self.network.layers[i], x, self._m[i], span.cos, span.sin,
+                          self._raw[i, :, :span.count], self._k[i, :, span.tokens],
+                          self._v[i, :, span.tokens])
+
+    def remember(self, i: int, q: Tensor) -> Tensor | None:
+        """What layer i's queries find in the memory's entries, [1, F · n, width]; None without
+        any."""
+        if not self.remembers:
+            return None
+        return attend(q, self._entry_k[i, :, :self._entry_tokens],
+                      self._entry_v[i, :, :self._entry_tokens])
+
+    def close(self, i: int, x: Tensor, q: Tensor, remembered: Tensor | None,
+              plan: AttentionPlan) -> Tensor:
+        """Layer i from self-attention on; the next layer's x."""
+        seen, block, m = self._own + self._frame_tokens, self.network.layers[i], self._m[i]
+        k, v = self._k[i, :, :seen], self._v[i, :, :seen]
+        conditions = ((self._text[0][i], self._text[1][i]),
+                      None if self._audio is None else (self._audio[0][i], self._audio[1][i]))
+        if plan.fits(seen):
+            return self._close_split(block, x, m, split_attention(q, k, v, plan), remembered,
+                                     *conditions)
+        return self._close(block, x, m, attend(q, k, v), remembered, *conditions)
+
+    def leave(self, x: Tensor, span: Span) -> Tensor:
+        """Velocity float32 [1, F, C, rows · patch, w] of the last layer's x."""
+        height = (span.rows.stop - span.rows.start) * self.config.network.patch
+        return self.network.velocity(x, self._embedded, height).float()
+
     def _run(self) -> Tensor:
-        network, (cos, sin) = self.network, self._tables['own']
-        own, seen = self._own, self._own + self._frame_tokens
-        x = network.embed(self._x.to(self.dtype))
-        for i, block in enumerate(network.layers):
-            m = self._m[i]
-            q = self._open(block, x, m, cos, sin, self._raw[i], self._k[i, :, :own],
-                           self._v[i, :, :own])
-            k, v = self._k[i, :, :seen], self._v[i, :, :seen]
-            remembered = None
-            if self._entry_tokens:
-                remembered = attend(q, self._entry_k[i, :, :self._entry_tokens],
-                                    self._entry_v[i, :, :self._entry_tokens])
-            conditions = ((self._text[0][i], self._text[1][i]),
-                          None if self._audio is None else (self._audio[0][i],
-                                                            self._audio[1][i]))
-            if self.plan.fits(seen):
-                x = self._close_split(block, x, m, split_attention(q, k, v, self.plan),
-                                      remembered, *conditions)
-            else:
-                x = self._close(block, x, m, attend(q, k, v), remembered, *conditions)
-        return network.velocity(x, self._embedded, self.config.latent_px).float()
+        x = self.enter(self._whole)
+        for i in range(len(self.network.layers)):
+            q = self.open(i, x, self._whole)
+            x = self.close(i, x, q, self.remember(i, q), self.plan)
+        return self.leave(x, self._whole)
 
     @torch.no_grad()
     def forward(self, latents: Tensor, level: float) -> Tensor:
@@ -257,12 +329,9 @@ class BlockRunner:
 
         The result is overwritten by the next forward when a CUDA graph runs.
         """
-        embedded, m = self._level(level)
-        self._x.copy_(latents)
-        self._embedded.copy_(embedded)
-        self._m.copy_(m)
+        self.set_pass(latents, level)
         with attention_kernel(self.plan.kernel):
-            if not (self._graphs and self._full):
+            if not (self._graphs and self.full):
                 return self._run()
             if self._graph is None:
                 self._graph, self._out = capture(self._run)
@@ -309,15 +378,17 @@ class BlockRunner:
         if self.device.type != 'cuda':
             return {}
         with torch.cuda.device(self.device):
-            attention = self._choose_plan()
+            self.plan, attention = self.choose_plan(self._own)
             opening = self._choose_opening()
         return {'attention': str(self.plan), 'attention_ms': attention, 'opening_ms': opening}
 
-    def _choose_plan(self) -> dict[str, float]:
-        """Set `plan`; milliseconds of each plan by its name, the merging of its pieces (and an
-        addition, which whole results are given too) included where a split was worth it."""
-        q, other = torch.randn_like(self._k[0, :, :self._own]), torch.randn_like(
-            self._x.new_empty((1, self._own, self.config.network.width)), dtype=self.dtype)
+    def choose_plan(self, queries: int) -> tuple[AttentionPlan, dict[str, float]]:
+        """The quickest plan for so many queries, and milliseconds of each plan by its name, the
+        merging of its pieces (and an addition, which whole results are given too) included where
+        a split was worth it."""
+        q, other = torch.randn_like(self._k[0, :, :queries]), torch.randn_like(
+            self._x.new_empty((1, queries, self.config.network.width)), dtype=self.dtype)
+        best = AttentionPlan()
         k, v = torch.randn_like(self._k[0]), torch.randn_like(self._v[0])
         joined: Callable[..., Tensor] = (torch.compile(join_and_add, dynamic=False)
                                          if self._compiled else join_and_add)
@@ -357,11 +428,11 @@ class BlockRunner:
                 if wrong < TOLERANCE:
                     runs[name] = run
             final = quickest({wholes[0]: trial(known[wholes[0]], True), **runs})
-            self.plan = known[next(iter(final), wholes[0])]
+            best = known[next(iter(final), wholes[0])]
             found |= {f'{name}, merged': value for name, value in final.items()}
         elif wholes:
-            self.plan = known[wholes[0]]
-        return found
+            best = known[wholes[0]]
+        return best, found
 
     def _choose_opening(self) -> dict[str, float]:
         """Set how layers are opened; milliseconds of each way."""
@@ -371,7 +442,7 @@ class BlockRunner:
             from interactive_avatar.generator.wan.kernels import turn_heads
         except ImportError:  # no Triton here
             return {}
-        packed = torch.compile(packed_layer)
+        packed = torch.compile(packed_layer, dynamic=False)
 
         def opened(block: Block, x: Tensor, m: Tensor, cos: Tensor, sin: Tensor, raw: Tensor,
                    k_out: Tensor, v_out: Tensor) -> Tensor:

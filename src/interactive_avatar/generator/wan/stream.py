@@ -94,8 +94,8 @@ class WanStream(AvatarStream):
 
         Args:
             lookahead_ms: only 160, the default, is taken.
-            **options: of `backend.Options` (device, decode_device, precision, compiled, graphs),
-                and ``text_device``, where UMT5 runs (cpu).
+            **options: of `backend.Options` (device, decode_device, cards, precision, ...), and
+                ``text_device``, where UMT5 runs (cpu).
 
         Raises:
             ModelError: if the model or the device cannot be used.
