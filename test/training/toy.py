@@ -44,6 +44,7 @@ def shard(clips: int = 3, chunks: int = 60, seed: int = 0) -> Shard:
         'prompt_ids': torch.randint(0, PROMPT_COUNT, (clips, chunks // 10), generator=random
                                     ).repeat_interleave(10, 1),
         'in_view': torch.ones((clips, n), dtype=torch.bool),
+        'told': torch.rand((clips, chunks), generator=random) < 0.8,
         'marks': torch.rand((clips, n, 3, 2), generator=random) * a.picture_px,
         'latents': latents.half(),
         'references': latents[:, :6].half(),

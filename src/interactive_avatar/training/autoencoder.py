@@ -169,6 +169,7 @@ class Streams:
         """Go on by a step, at borders of chunks."""
         shard, options, count = self._shard, self._options, len(self._at)
         assert shard.frames is not None and shard.marks is not None
+        assert shard.stills is not None and shard.still_marks is not None
         high = shard.length - self._step + 1
         over = self._at >= high
         self.fresh = over | self._chance(options.restart_share)
@@ -178,13 +179,12 @@ class Streams:
         self._at = torch.where(leap, anywhere.clamp(max=high - 1), self._at)
         self._uses_predicted = torch.where(self.fresh, self._chance(options.predicted_share),
                                            self._uses_predicted)
-        seen = torch.multinomial(shard.in_view[self._clip].float() + 1e-6, 1,
-                                 generator=shard.random)[:, 0]
-        picture = as_input(shard.frames[self._clip, seen])
+        still = shard._random(shard.stills.shape[1], count)
+        picture = as_input(shard.stills[self._clip, still])
         fresh = self.fresh[:, None, None, None]
         self.picture = torch.where(fresh, picture, self.picture)
         self.last = torch.where(fresh, picture, self.last)
-        marks = shard.marks[self._clip, seen]
+        marks = shard.still_marks[self._clip, still]
         self._picture_marks = torch.where(fresh[..., 0], marks, self._picture_marks)
         last_marks = torch.where(fresh[..., 0], marks, self._last_marks)
         moving = ~self._chance(options.still_share)

@@ -16,6 +16,7 @@ from torch import Tensor
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.denoiser import Window
+from interactive_avatar.generator.prompts import OBJECTS, prompt_table
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.media.mel import MEL_CEILING_LN, MEL_FLOOR_LN
 from interactive_avatar.training.performances import Performance, compose
@@ -27,8 +28,14 @@ from interactive_avatar.training.units import UNITS
 MOUTH_UNITS = tuple(name for name in UNITS if name.startswith(('jawOpen', 'mouth')))[:16]
 PROBE_UNITS = tuple(name for name in UNITS
                     if name.startswith(('jawOpen', 'mouth', 'eyeBlink', 'eyeLook', 'eyeWide')))
+IN_VIEW_M = 0.08
+"""How far a person may stand aside to be in view."""
 REFERENCES_PER_CLIP = 6
-ENCODED = ('mouth', 'probe_units', 'mel', 'prompt_ids', 'in_view', 'marks', 'latents',
+BARE_REFERENCES = 4
+"""So many of them show nothing worn, the first of them at rest and from the front, as the pictures
+that streams begin with. References drawn from the clip's frames wear what is worn there, and a
+generator that has it from the reference learns to keep it neither by memory nor by prompt."""
+ENCODED = ('mouth', 'probe_units', 'mel', 'prompt_ids', 'in_view', 'told', 'marks', 'latents',
            'references', 'pictures')
 """Tensors of a shard, first axis clips, that outlive its pictures."""
 
@@ -75,7 +82,6 @@ class Prompts:
 
 def bake_prompts(path: Path, tokens: int) -> None:
     """Encode the trained prompt table; states as int8 with a scale per token."""
-    from interactive_avatar.generator.prompts import prompt_table
     from interactive_avatar.generator.text import TextEncoder
 
     encoder = TextEncoder.load()
@@ -98,6 +104,40 @@ def compose_many(seeds: Sequence[int], speech: Path, people: int, seconds: int,
     return [compose(seed, range(people), library, seconds=seconds, split=split) for seed in seeds]
 
 
+def told(performance: Performance) -> np.ndarray:
+    """Whether the prompt of each chunk names all that is worn in it, bool [n / 4]."""
+    table = prompt_table()
+    names = [(*prompt.world.worn, *dict(prompt.slots).values()) for prompt in (
+        table[number] for number in performance.prompt_ids)]
+    named = np.ones(len(names), bool)
+    for item in OBJECTS:
+        worn = getattr(performance, item).reshape(len(names), FRAMES_PER_CHUNK).max(1) > 0.0
+        named &= ~worn | np.array([item in each for each in names])
+    return named
+
+
+def reference_stills(performance: Performance, seed: int) -> tuple[np.ndarray, ...]:
+    """What a clip's reference pictures show (see `BARE_REFERENCES`), for `Renderer.render`.
+
+    Returns:
+        units [6, 52], head [6, 6], glasses [6], hat [6], float32; of moments in view.
+
+    Raises:
+        ValueError: if the person never is in view.
+    """
+    visible = np.flatnonzero(np.abs(performance.head[:, 3]) < IN_VIEW_M)
+    if not len(visible):
+        raise ValueError(f'person {performance.identity} is out of view in all '
+                         f'{performance.frames} frames: there is no picture to refer to')
+    pick = visible[np.random.default_rng([seed, 2]).integers(len(visible),
+                                                             size=REFERENCES_PER_CLIP)]
+    units, head, glasses, hat = (part[pick].copy() for part in (
+        performance.units, performance.head, performance.glasses, performance.hat))
+    units[0] = head[0] = 0.0
+    glasses[:BARE_REFERENCES] = hat[:BARE_REFERENCES] = 0.0
+    return units, head, glasses, hat
+
+
 class Shard:
     """Rendered clips: frames in device memory for the autoencoder, latents for the denoiser.
 
@@ -105,9 +145,12 @@ class Shard:
         frames: uint8 [clips, n, H, W, 3], or None once dropped.
         marks: float32 [clips, n, 3, 2], mouth centre and eyes in pixels (x, y).
         mel: uint8 [clips, 4 n, 64]; mouth: float32 [clips, n, 16]; probe_units: [clips, n, k].
-        prompt_ids: int64 [clips, n / 4].
+        prompt_ids: int64 [clips, n / 4]; told: bool [clips, n / 4], whether prompts name all that
+            is worn. Where they do not, nobody could know it who has no memory.
         latents: float16 [clips, n / 4, C, h, w] once encoded; references likewise [clips, 6, …].
         predicted: the latents as a denoiser sees them through noise, or None.
+        stills: the reference pictures, uint8 [clips, 6, H, W, 3], first those of
+            `BARE_REFERENCES`; still_marks: [clips, 6, 3, 2]. Dropped with the frames.
         pictures: uint8 [clips, H, W, 3], the first reference of each clip, once encoded.
     """
 
@@ -127,10 +170,13 @@ class Shard:
         self.prompt_ids = torch.from_numpy(
             take([p.prompt_ids for p in performances]).astype(np.int64)).to(device)
         self.in_view = torch.from_numpy(
-            take([np.abs(p.head[:, 3]) < 0.08 for p in performances])).to(device)
+            take([np.abs(p.head[:, 3]) < IN_VIEW_M for p in performances])).to(device)
+        self.told = torch.from_numpy(take([told(p) for p in performances])).to(device)
         self.length = units.shape[1]
         self.frames: Tensor | None = None
         self.marks: Tensor | None = None
+        self.stills: Tensor | None = None
+        self.still_marks: Tensor | None = None
         self.latents: Tensor | None = None
         self.references: Tensor | None = None
         self.predicted: Tensor | None = None
@@ -155,14 +201,22 @@ class Shard:
         renderer = Renderer(population, size=side, device_index=device_index)
         shard.frames = torch.empty((len(performances), shard.length, side, side, 3),
                                    dtype=torch.uint8, device=device)
-        marks = np.empty((len(performances), shard.length, 3, 2), np.float32)
+        shard.stills = shard.frames.new_empty(
+            (len(performances), REFERENCES_PER_CLIP, side, side, 3))
+        marks = np.empty((len(performances), shard.length + REFERENCES_PER_CLIP, 3, 2), np.float32)
         for index, p in enumerate(performances):
-            frames, marks[index] = renderer.render(p.identity, p.units, p.head, p.glasses, p.hat)
-            shard.frames[index].copy_(torch.from_numpy(frames))
+            # In one go: the stills fill an atlas that the frames leave half empty.
+            drawn = [np.concatenate(parts) for parts in zip(
+                (p.units, p.head, p.glasses, p.hat),
+                reference_stills(p, options.first_seed + index), strict=True)]
+            frames, marks[index] = renderer.render(p.identity, *drawn)
+            shard.frames[index].copy_(torch.from_numpy(frames[:shard.length]))
+            shard.stills[index].copy_(torch.from_numpy(frames[shard.length:]))
             if time.monotonic() - start > options.render_seconds:
                 break
         renderer.close()
-        shard.marks = torch.from_numpy(marks).to(device)
+        shard.marks = torch.from_numpy(marks[:, :shard.length]).to(device)
+        shard.still_marks = torch.from_numpy(marks[:, shard.length:]).to(device)
         shard.keep_first(index + 1)
         seconds = time.monotonic() - start
         count = (index + 1) * shard.length
@@ -172,7 +226,8 @@ class Shard:
     def keep_first(self, clips: int) -> None:
         """Drop the clips that were not rendered in time."""
         self.performances = self.performances[:clips]
-        for name in ('mouth', 'probe_units', 'mel', 'prompt_ids', 'in_view', 'frames', 'marks'):
+        for name in ('mouth', 'probe_units', 'mel', 'prompt_ids', 'in_view', 'told', 'frames',
+                     'marks', 'stills', 'still_marks'):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value[:clips])
 
@@ -222,8 +277,8 @@ class Shard:
 
     @torch.no_grad()
     def encode(self, encode: Callable[[Tensor], Tensor], batch: int = 64) -> None:
-        """Latents of every chunk, and of a few stills per clip as references."""
-        assert self.frames is not None
+        """Latents of every chunk, and of the stills as references."""
+        assert self.frames is not None and self.stills is not None
         clips, chunks = len(self.frames), self.length // FRAMES_PER_CHUNK
         a = self.config.autoencoder
         shape = (a.latent_channels, a.latent_px, a.latent_px)
@@ -231,20 +286,16 @@ class Shard:
                                    device=self.device)
         self.references = torch.empty((clips, REFERENCES_PER_CLIP, *shape), dtype=torch.float16,
                                       device=self.device)
-        self.pictures = torch.empty((clips, *self.frames.shape[2:]), dtype=torch.uint8,
-                                    device=self.device)
+        self.pictures = self.stills[:, 0].clone()
         for clip in range(clips):
             groups = self.frames[clip].unflatten(0, (chunks, FRAMES_PER_CHUNK))
             self.latents[clip] = torch.cat([encode(part) for part in groups.split(batch)]).half()
-            visible = torch.nonzero(self.in_view[clip])[:, 0]
-            pick = visible[self._random(len(visible), REFERENCES_PER_CLIP)]
-            self.pictures[clip] = self.frames[clip, pick[0]]
-            still = self.frames[clip, pick][:, None].expand(-1, FRAMES_PER_CHUNK, -1, -1, -1)
+            still = self.stills[clip][:, None].expand(-1, FRAMES_PER_CHUNK, -1, -1, -1)
             self.references[clip] = encode(still).half()
 
     def drop_frames(self) -> None:
         """Free the pictures once they are encoded."""
-        self.frames = None
+        self.frames = self.stills = None
 
     def state(self) -> dict[str, Tensor]:
         """What the denoiser's stage needs, to be kept on disk between calls."""
@@ -304,7 +355,8 @@ class WindowBatch:
         follows: [B, F] bool, whether a frame has one before it (else the reference stands there).
         mel: [B, T + 2, 96, 64]; mouth: [B, T + 2, 4, 16]; weight: [B, T, 1, h, w].
         marks: of the targets, [B, T, 3, 2] in pixels; units: [B, T, 4, k], as `probe_units`.
-        clip: [B] which clips they are; the rest as in `Window`, for its F = 2 T + 1 frames.
+        clip: [B] which clips they are; told: bool [B], see `Shard`; the rest as in `Window`, for
+            its F = 2 T + 1 frames.
     """
 
     latents: Tensor
@@ -321,6 +373,7 @@ class WindowBatch:
     prompt_ids: Tensor
     text_index: Tensor
     clip: Tensor
+    told: Tensor
 
 
 def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
@@ -332,7 +385,8 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
 
     A stream is taken to have begun at a random earlier chunk of the clip; everything before is
     masked. Groups of the short memory lie at a random phase; long-term entries are random older
-    groups, a random number of them filled.
+    groups, a random number of them filled. Windows in which a prompt does not name what is worn
+    have all of their clip's past.
     """
     assert shard.latents is not None and shard.references is not None
     assert shard.marks is not None
@@ -344,6 +398,9 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     roll = torch.rand(batch, device=device, generator=shard.random)
     back = shard._random(60, batch)
     begin = torch.where(roll < 0.12, s, torch.where(roll < 0.4, (s - back).clamp_min(0), 0))
+    wanted = s[:, None] + torch.arange(targets, device=device)
+    told = shard.told[clip[:, None], wanted].all(1)
+    begin = torch.where(told, begin, 0)
     phase = int(torch.randint(0, m.group, (1,), device=device, generator=shard.random))
 
     around = s[:, None] + torch.arange(-2, targets, device=device)
@@ -361,7 +418,7 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     oldest = starts[:, :1] - m.group
     older = torch.floor(torch.rand(batch, m.long, device=device, generator=shard.random)
                         * (oldest - begin[:, None] + 1).clamp_min(1)).long() + begin[:, None]
-    filled = shard._random(m.long + 1, batch)
+    filled = torch.where(told, shard._random(m.long + 1, batch), m.long)
     long_visible = ((torch.arange(m.long, device=device) < filled[:, None])
                     & (oldest >= begin[:, None]))
     starts = torch.cat([starts, older], 1)
@@ -402,7 +459,7 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     weight = cell_weight(marks_px, config.autoencoder.latent_px, mouth_weight, eye_weight)
     reference = shard.references[clip, pick].float()
     return WindowBatch(latents, adjacent_visible[..., 1], mel, mouth, weight, marks_px, units,
-                       reference, groups, short_index, mask, chosen, text_index, clip)
+                       reference, groups, short_index, mask, chosen, text_index, clip, told)
 
 
 def noised_window(batch: WindowBatch, made: Tensor, context: Tensor, context_level: Tensor,

@@ -123,18 +123,19 @@ class Judges:
         clip.mask = without_memory(clip.mask, config, hidden)
         return clip
 
-    def _noised(self, made: Tensor, shift: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _noised(self, made: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Noised clips, the noise, its level [B], and where memory is hidden [B]."""
         o, device = self._options, made.device
-        level = shifted_levels(len(made), shift, device, o.level_low, o.level_high)
+        level = shifted_levels(len(made), o.level_shift, device, o.level_low, o.level_high)
         noise = torch.randn_like(made)
-        hidden = torch.rand(len(made), device=device) < o.memory_drop
+        # Without it nobody could know what is worn and not named.
+        hidden = told & (torch.rand(len(made), device=device) < o.memory_drop)
         return mix(made, level[:, None], noise), noise, level, hidden
 
     @torch.no_grad()
     def gradient(self, made: Tensor, segment: Segment) -> Tensor:
         """DMD's gradient for clips [B, T, C, h, w]."""
-        noised, _, level, hidden = self._noised(made, self._options.level_shift)
+        noised, _, level, hidden = self._noised(made, segment.told)
         at = level[:, None, None, None, None]
         real = guided(self.teacher.denoiser,
                       self._clip(self.teacher, segment, noised, level, hidden),
@@ -145,7 +146,7 @@ class Judges:
 
     def critic_loss(self, made: Tensor, segment: Segment) -> Tensor:
         """Flow-matching loss of the critic on clips."""
-        noised, noise, level, hidden = self._noised(made, self._options.level_shift)
+        noised, noise, level, hidden = self._noised(made, segment.told)
         velocity = self.critic.denoiser.clip(
             self._clip(self.critic, segment, noised, level, hidden))
         return F.mse_loss(velocity.float(), noise - made)

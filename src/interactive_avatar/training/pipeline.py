@@ -316,7 +316,7 @@ def reconstruction_sheet(generator: Generator, shard: Shard, path: Path, count: 
     from PIL import Image
 
     generator.eval()
-    assert shard.frames is not None and shard.marks is not None
+    assert shard.frames is not None and shard.marks is not None and shard.stills is not None
     step = torch.arange(chunks * FRAMES_PER_CHUNK, device=shard.device)
     clip = shard._random(len(shard.frames), count)[:, None]
     index = shard._random(shard.length - len(step), count)[:, None] + step
@@ -324,8 +324,7 @@ def reconstruction_sheet(generator: Generator, shard: Shard, path: Path, count: 
     true = shard.frames[clip, index]
     latents = torch.stack([model.encode(as_input(frames).unflatten(0, (-1, FRAMES_PER_CHUNK)))
                            for frames in true])
-    seen = torch.multinomial(shard.in_view[clip[:, 0]].float() + 1e-6, 1, generator=shard.random)
-    made = model.decode_clip(latents, as_input(shard.frames[clip, seen][:, 0]))
+    made = model.decode_clip(latents, as_input(shard.stills[clip[:, 0], 0]))
     shown = as_pixels(made[:, -1, -1])
     a, b = true[:, -1].cpu().numpy(), shown.cpu().numpy()
     mouths = shard.marks[clip, index][:, -1, 0].cpu().numpy()

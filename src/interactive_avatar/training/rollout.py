@@ -43,7 +43,8 @@ class Segment:
         mel: [B, T, 96, 64]; units: mouth units of the clips followed, [B, T, 4, 16], and
             probe_units [B, T, 4, k] (see `Shard`).
         truth: the clips' latents [B, T, C, h, w]; age: chunks each stream had before, [B].
-        clip, at: [B], which clip and from which of its chunks on.
+        clip, at: [B], which clip and from which of its chunks on; told: bool [B], whether prompts
+            name all that is worn, all along.
         prompt_ids: [B, P]; text_index: [B, T].
         made: finished latents [B, T, C, h, w].
         noised, level: input and noise level [B, T] of the step that has the gradient.
@@ -62,6 +63,7 @@ class Segment:
     age: Tensor
     clip: Tensor
     at: Tensor
+    told: Tensor
     prompt_ids: Tensor
     text_index: Tensor
     made: Tensor
@@ -239,6 +241,8 @@ class Rollout:
         chunks = shard.latents.shape[1]
         clip = shard._random(len(shard.latents), self.batch)
         at = shard._random(chunks - room + 1, self.batch)
+        # What is worn and not named there could not be known; at a clip's start it is named.
+        at = torch.where(shard.told[clip, at], at, 0)
         pick = shard._random(references, self.batch)
         reference = shard.references[clip, pick].float()
         self.clip = torch.where(fresh, clip, self.clip)
@@ -374,6 +378,8 @@ class Rollout:
                 fresh_groups.append(self.trail[:, :m.group].clone())
                 self._compress(len(fresh_groups) - 1, long_index)
         at = self.at
+        told = self._shard.told[self.clip[:, None], at[:, None] + torch.arange(
+            self.chunks, device=device)].all(1)
         self.at = self.at + self.chunks
         latents = torch.stack(made, 1)
         context = torch.cat([first, latents[:, :-1]], 1)
@@ -381,8 +387,8 @@ class Rollout:
         committed = mix(context, torch.full(context.shape[:2], commit_level, device=device), noise)
         segment = Segment(
             mel=mel, units=units, probe_units=probe_units, truth=truth, age=age,
-            clip=self.clip, at=at, prompt_ids=chosen, text_index=text_index, made=latents,
-            noised=torch.stack(noised, 1), level=torch.stack(at_level, 1),
+            clip=self.clip, at=at, told=told, prompt_ids=chosen, text_index=text_index,
+            made=latents, noised=torch.stack(noised, 1), level=torch.stack(at_level, 1),
             committed=committed, before=torch.stack(before, 1),
             groups=torch.cat([groups, *(g[:, None] for g in fresh_groups), long_groups], 1),
             short_index=torch.stack(short_rows), long_index=torch.stack(long_rows, 1),

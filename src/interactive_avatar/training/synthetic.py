@@ -46,6 +46,7 @@ def synthetic_shard(config: GeneratorConfig, clips: int, chunks: int, prompts: i
             torch.uint8),
         'prompt_ids': ids[:, :chunks],
         'in_view': torch.ones((clips, frames), dtype=torch.bool, device=device),
+        'told': torch.ones((clips, chunks), dtype=torch.bool, device=device),
         'marks': middle + 0.1 * middle * uniform(clips, frames, 3, 2),
         'latents': normal(clips, chunks, *latent),
         'references': normal(clips, REFERENCES_PER_CLIP, *latent),

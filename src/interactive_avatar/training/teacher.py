@@ -135,7 +135,7 @@ def train_teacher(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
                 text = both | (roll > 1.0 - options.text_drop)
                 audio = both | ((roll > 0.5) & (roll < 0.5 + options.audio_drop))
                 clip = drop(clip, text, audio)
-                hidden = torch.rand(count, device=device) < options.memory_drop
+                hidden = batch.told & (torch.rand(count, device=device) < options.memory_drop)
                 clip.mask = without_memory(clip.mask, config, hidden)
                 velocity = model.denoiser.clip(clip)
             error = (velocity.float() - (noise - clean)).square()
