@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +66,68 @@ def test_what_is_said_live_has_all_threads(monkeypatch: pytest.MonkeyPatch) -> N
     for mode in ('companion', 'telepresence'):
         generator.open_stream(generator.GeneratorOptions(mode=mode, backend='onnx'))
     assert [given['overlap'] for given in opened] == [True, False]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What streams were opened with, on a machine whose card runs torch."""
+    from interactive_avatar.generator import AvatarStream, backends
+
+    calls: list[dict[str, Any]] = []
+
+    def open_it(**given: Any) -> SimpleNamespace:
+        calls.append(given)
+        return SimpleNamespace(lookahead_chunks=1, prompt='', snapshot=lambda: None)
+
+    monkeypatch.setattr(AvatarStream, 'open', open_it)
+    monkeypatch.setattr(backends, 'choose_backend', lambda: ('torch', 'a card'))
+    return calls
+
+
+@pytest.fixture
+def wan_model(tmp_path: Path) -> str:
+    from interactive_avatar.generator.wan.files import ARCHITECTURE
+
+    (tmp_path / 'config.json').write_text(json.dumps({'architecture': ARCHITECTURE}))
+    return str(tmp_path)
+
+
+def open_with(**parameters: Any) -> tuple[Any, str]:
+    return generator.open_stream(generator.GeneratorOptions(**parameters))
+
+
+def test_precision_and_cards_reach_the_model(opened: list[dict[str, Any]], wan_model: str) -> None:
+    open_with(backend='torch', precision='fp16')
+    open_with(backend='onnx', precision='fp16')
+    open_with(backend='torch')
+    assert [given.get('precision') for given in opened] == ['fp16', None, None]
+    assert not any({'cards', 'decode_device'} & set(given) for given in opened)
+    opened.clear()
+    stream, backend = open_with(model=wan_model, precision='fp8', cards=2)
+    assert backend.startswith('torch (')
+    # There is no graph of it for onnx to go on with.
+    assert isinstance(stream, SimpleNamespace)
+    open_with(model=wan_model, backend='torch', decode_device='cuda:1', mode='telepresence')
+    assert [{name: given[name] for name in ('precision', 'cards', 'decode_device', 'lookahead_ms')
+             if name in given} for given in opened] == [
+        {'precision': 'fp8', 'cards': 2, 'decode_device': ''},
+        {'cards': 1, 'decode_device': 'cuda:1'}]
+    assert [given['backend'] for given in opened] == ['torch', 'torch']
+
+
+def test_what_a_model_cannot_use_is_refused(opened: list[dict[str, Any]], wan_model: str,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    from interactive_avatar.generator import backends
+    from interactive_avatar.generator.model import ModelError
+
+    with pytest.raises(ModelError, match=r'cards 2 .* no wan model .* leave the parameter cards'):
+        open_with(cards=2)
+    with pytest.raises(ModelError, match=r"decode_device 'cuda:1' .* leave the parameter decode"):
+        open_with(decode_device='cuda:1')
+    monkeypatch.setattr(backends, 'choose_backend', lambda: ('onnx', 'there is no CUDA card'))
+    with pytest.raises(ModelError, match=r"needs torch .*there is no CUDA card.* to 'torch'"):
+        open_with(model=wan_model)
+    assert not opened
 
 
 class Rig:

@@ -174,6 +174,22 @@ def test_a_run_can_be_measured(tmp_path: Path) -> None:
     assert not (tmp_path / 'model.safetensors').exists()
 
 
+@pytest.mark.parametrize(('stage', 'latents'), [('teacher', 6), ('memory', 3)])
+def test_the_other_stages_can_be_measured(tmp_path: Path, stage: str, latents: int) -> None:
+    options, report = tmp_path / 'options.yaml', tmp_path / 'report.json'
+    options.write_text('blocks: 2\n' if stage == 'teacher' else 'old_share: 0.5\n')
+    assert wan.main(['--random', 'wan-tiny', '--stage', stage, '--steps', '2',
+                     '--config', str(options), '--out', str(tmp_path), '--state', str(tmp_path),
+                     '--report', str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert found['latents'] == latents and 'critic_updates' not in found
+    parts = found['parts_of_last_step_s']
+    assert set(parts) == {'forward', 'backward', 'update'} and min(parts.values()) > 0.0
+    assert len(found['step_s']) == 2
+    assert found['step_s'][-1] == pytest.approx(sum(parts.values()))
+    assert not (tmp_path / 'model.safetensors').exists()
+
+
 def test_adapters_are_trained_alone_and_folded_in(tmp_path: Path) -> None:
     clips, empty = random_clips(WAN_TINY, 1, FRAMES, CPU)
     clip = clips[0]

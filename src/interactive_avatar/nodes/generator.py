@@ -47,13 +47,19 @@ class GeneratorOptions:
                        choices=('companion', 'telepresence'))
     model: str = option('models/compact', 'folder of the model, absolute or in the package')
     backend: str = option('auto', 'what runs the model; auto takes tensorrt if it can run, else '
-                                  'torch on a CUDA card, else onnx',
+                                  'torch on a CUDA card, else onnx; a wan model runs with torch',
                           choices=('auto', 'onnx', 'tensorrt', 'torch'))
-    fallback: bool = option(True, 'go on with the onnx backend when the card fails')
+    fallback: bool = option(True, 'go on with the onnx backend when the card fails; not with a '
+                                  'wan model')
     build_engines: bool = option(True, 'build TensorRT engines that are missing; otherwise they '
                                        'are refused with the command that builds them')
     threads: int = option(2, 'processor threads of the onnx backend', minimum=1, maximum=64)
     int8: bool = option(True, 'use the 8-bit graph of the onnx backend: faster, a little coarser')
+    precision: str = option('', 'of the torch and tensorrt backends: fp32, fp16 or bf16; of a wan '
+                                'model: float32, bf16 or fp8; empty for the default')
+    cards: int = option(1, 'GPUs that a wan model is split between', minimum=1, maximum=2)
+    decode_device: str = option('', 'where the frames of a wan model are decoded, such as cuda:1; '
+                                    'empty for the card that makes them, or the second of two')
     reference: str = option('', 'who the avatar is: a named identity of the model, or the path of '
                                 'a picture of a face; empty for the first identity')
     prompt: str = option('', 'prompt until the reasoning node sends one; empty for the stable '
@@ -99,6 +105,7 @@ def open_stream(options: GeneratorOptions, log: Callable[[str], None] = print,
 
     Raises:
         FileNotFoundError: if the model or the reference picture is missing.
+        ModelError: if the model cannot be run as the options ask.
         ValueError: if the reference picture or the model's files are unusable.
     """
     # Imported here so that a missing dependency is a failed transition with a message, not a
@@ -114,6 +121,12 @@ def open_stream(options: GeneratorOptions, log: Callable[[str], None] = print,
     from interactive_avatar.generator.resilient import ResilientStream
     from interactive_avatar.generator.wan.files import is_wan
 
+    model = str(resource(options.model))
+    wan = is_wan(model)
+    if not wan and (options.cards != 1 or options.decode_device):
+        asked = ('decode_device' if options.cards == 1 else 'cards')
+        raise ModelError(f'{asked} {getattr(options, asked)!r} was asked for, but {model!r} is no '
+                         f'wan model and runs on one card: leave the parameter {asked} out')
     reference: Any = options.reference or None
     if options.reference and any(mark in options.reference for mark in './\\'):
         reference = read_image(resource(options.reference))
@@ -125,16 +138,26 @@ def open_stream(options: GeneratorOptions, log: Callable[[str], None] = print,
                      'overlap': options.mode != 'telepresence'}
         elif name == 'tensorrt':
             extra = {'build': options.build_engines, 'log': log}
-        if options.mode == 'telepresence' and not is_wan(str(resource(options.model))):
+        if name != 'onnx' and options.precision:
+            extra['precision'] = options.precision
+        if wan:
+            extra = {'cards': options.cards, 'decode_device': options.decode_device, **extra}
+        elif options.mode == 'telepresence':
             extra['lookahead_ms'] = options.remote_lookahead_ms
         return AvatarStream.open(
-            model=str(resource(options.model)), backend=name, reference=reference,
+            model=model, backend=name, reference=reference,
             prompt=options.prompt or stable_prompt(WorldState()), seed=options.seed, **extra)
 
     name, reason = options.backend, 'chosen by the parameter backend'
     if name == AUTO:
         name, reason = choose_backend()
-    if name == 'onnx' or not options.fallback:
+        if wan:
+            if name == 'onnx':
+                raise ModelError(f'{model!r} is a wan model, which needs torch and a CUDA card '
+                                 f'({reason}); to run it on the processor all the same, far from '
+                                 f"real time, set the parameter backend to 'torch'")
+            name, reason = 'torch', 'a CUDA card is there, and a wan model runs with torch'
+    if name == 'onnx' or wan or not options.fallback:
         return opened(name), f'{name} ({reason})'
     try:
         stream = opened(name)

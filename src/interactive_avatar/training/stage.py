@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, MethodType
@@ -186,6 +187,36 @@ class Optimiser:
                             value, parameter.device_mesh, parameter.placements,
                             shape=parameter.shape, stride=parameter.stride())
         self._adam.load_state_dict(adam)
+
+
+class Clock:
+    """Seconds of the parts of a step, waiting for the device at their borders; costs nothing when
+    it is not on."""
+
+    def __init__(self, device: torch.device, on: bool) -> None:
+        self._device, self._on = device, on
+        self.rows: list[dict[str, float]] = []
+
+    def begin(self) -> None:
+        """A new step."""
+        if self._on:
+            self.rows.append({})
+
+    def _now(self) -> float:
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what is inside; parts of one name are added up."""
+        if not self._on:
+            yield
+            return
+        began = self._now()
+        yield
+        row = self.rows[-1]
+        row[name] = row.get(name, 0.0) + self._now() - began
 
 
 @dataclass

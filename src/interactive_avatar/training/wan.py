@@ -19,8 +19,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,14 @@ from interactive_avatar.generator.wan.lora import add_lora, folded
 from interactive_avatar.generator.wan.network import WanTransformer
 from interactive_avatar.training.common import Process, options_from
 from interactive_avatar.training.distil import dmd_gradient, dmd_loss
-from interactive_avatar.training.stage import Optimiser, Run, Stage, averaged, whole_state
+from interactive_avatar.training.stage import (
+    Clock,
+    Optimiser,
+    Run,
+    Stage,
+    averaged,
+    whole_state,
+)
 from interactive_avatar.training.teacher import shifted_levels
 from interactive_avatar.training.wan_flow import (
     WanMemoryOptions,
@@ -127,36 +133,6 @@ class WanJudges:
         noised, noise, level = self._noised(made)
         velocity = self.critic.clip(noised, level, segment.reference, segment.text, segment.audio)
         return F.mse_loss(velocity, noise - made)
-
-
-class Clock:
-    """Seconds of the parts of a step, waiting for the device at their borders; costs nothing when
-    it is not on."""
-
-    def __init__(self, device: torch.device, on: bool) -> None:
-        self._device, self._on = device, on
-        self.rows: list[dict[str, float]] = []
-
-    def begin(self) -> None:
-        """A new step."""
-        if self._on:
-            self.rows.append({})
-
-    def _now(self) -> float:
-        if self._device.type == 'cuda':
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time what is inside; parts of one name are added up."""
-        if not self._on:
-            yield
-            return
-        began = self._now()
-        yield
-        row = self.rows[-1]
-        row[name] = row.get(name, 0.0) + self._now() - began
 
 
 def train_wan(model: WanTrainee, teacher: WanTrainee, critic: WanTrainee,
@@ -337,19 +313,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f'{len(models)} networks of {parameters} weights, {process.world} processes')
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    # Of what is denoised or rolled out at once.
+    blocks, more = options.blocks, {'critic_updates': options.critic_updates}
     if distilling:
         optimiser = train_wan(student, models[2], models[1], clips, empty, process, run, options,
                               clock)
     elif args.stage == 'teacher':
-        optimiser = train_wan_teacher(student, clips, empty, process, run,
-                                      options_from(args.config, WanTeacherOptions()))
+        flow: WanTeacherOptions = options_from(args.config, WanTeacherOptions())
+        blocks, more = flow.blocks, {}
+        optimiser = train_wan_teacher(student, clips, empty, process, run, flow, clock)
     else:
+        blocks, more = 1, {}
         optimiser = train_wan_memory(student, clips, empty, process, run,
-                                     options_from(args.config, WanMemoryOptions()))
+                                     options_from(args.config, WanMemoryOptions()), clock)
     if args.report:
         trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-        report(args.report, args.stage, clock, config, options, (parameters, trained), process,
-               args.accumulate)
+        report(args.report, clock, process, {
+            'stage': args.stage, 'size': config.name, 'picture_px': config.picture_px,
+            'parameters': parameters, 'trained_parameters': trained, 'gpus': process.world,
+            'streams_per_gpu': args.accumulate, 'blocks': blocks,
+            'latents': blocks * config.chunk_latents, **more})
     else:
         save(args.out, student, optimiser, config, process)
     say('done')
@@ -359,12 +342,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(path: Path, stage: str, clock: Clock, config: WanConfig, options: WanOptions,
-           parameters: tuple[int, int], process: Process, accumulate: int) -> None:
+def report(path: Path, clock: Clock, process: Process, what: dict[str, Any]) -> None:
     """Write what a step costs: seconds of its parts, memory of each process.
 
     Args:
-        parameters: of a network, and how many of them are trained.
+        what: was measured, which stands before the figures.
     """
     cuda = process.device.type == 'cuda'
     own = {'allocated_gib': torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
@@ -375,11 +357,7 @@ def report(path: Path, stage: str, clock: Clock, config: WanConfig, options: Wan
         dist.all_gather_object(gathered, own)
     rows = clock.rows
     result = {
-        'stage': stage, 'size': config.name, 'picture_px': config.picture_px,
-        'parameters': parameters[0], 'trained_parameters': parameters[1],
-        'gpus': process.world, 'streams_per_gpu': accumulate, 'blocks': options.blocks,
-        'latents': options.blocks * config.chunk_latents,
-        'critic_updates': options.critic_updates,
+        **what,
         'device': torch.cuda.get_device_name(process.device) if cuda else 'cpu',
         'memory_by_process': gathered, 'step_s': [sum(row.values()) for row in rows],
         # The last step: kernels are chosen, optimisers have their state.

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interactive_avatar.training.common import Process
-from interactive_avatar.training.stage import Optimiser, Run, Stage, whole
+from interactive_avatar.training.stage import Clock, Optimiser, Run, Stage, whole
 from interactive_avatar.training.teacher import shifted_levels
 from interactive_avatar.training.wan_rollout import WanClip, WanTrainee
 
@@ -117,14 +117,18 @@ def _integer(end: int) -> int:
 
 
 def train_wan_teacher(model: WanTrainee, clips: Sequence[WanClip], empty: Tensor,
-                      process: Process, run: Run,
-                      options: WanTeacherOptions | None = None) -> Optimiser:
+                      process: Process, run: Run, options: WanTeacherOptions | None = None,
+                      clock: Clock | None = None) -> Optimiser:
     """Train in place; raw weights stay in ``model``, their average in the result.
+
+    Args:
+        clips: with latents. empty: text encoder states of the empty prompt [n, text width].
+        clock: takes the seconds of a step's forward and backward passes and its update.
 
     Raises:
         ValueError: if ``trained`` is unknown, or no clip is long enough.
     """
-    options = options or WanTeacherOptions()
+    options, clock = options or WanTeacherOptions(), clock or Clock(process.device, False)
     if options.trained not in TRAINED:
         raise ValueError(f'trained: {options.trained!r} is none of {", ".join(TRAINED)}')
     config, device = model.config, process.device
@@ -133,6 +137,7 @@ def train_wan_teacher(model: WanTrainee, clips: Sequence[WanClip], empty: Tensor
     optimiser, stage = _begin('wan_teacher', model, TRAINED[options.trained], process, run,
                               options)
     for progress in stage.steps():
+        clock.begin()
         for share in stage.parts():
             clip, latents = usable[_integer(len(usable))]
             start = _integer(len(latents) - frames + 1)
@@ -144,13 +149,16 @@ def train_wan_teacher(model: WanTrainee, clips: Sequence[WanClip], empty: Tensor
             text = empty if roll < options.all_drop else clip.text
             if audio is not None and roll < options.all_drop + options.audio_drop:
                 audio = torch.zeros_like(audio)
-            with _mixed(process, run):
+            with _mixed(process, run), clock.part('forward'):
                 velocity = model.clip((1.0 - level) * clean + level * noise, level,
                                       clip.reference, text, audio)
             loss = F.mse_loss(velocity, noise - clean)
-            optimiser.backward(share * loss)
+            with clock.part('backward'):
+                optimiser.backward(share * loss)
             stage.log.add(stage.step, loss=loss, level=level)
-        stage.log.add(stage.step, gradient=optimiser.step(progress))
+        with clock.part('update'):
+            gradient = optimiser.step(progress)
+        stage.log.add(stage.step, gradient=gradient)
     stage.close()
     return optimiser
 
@@ -174,14 +182,15 @@ def draw_history(frames: int, model: WanTrainee, options: WanMemoryOptions
 
 
 def train_wan_memory(model: WanTrainee, clips: Sequence[WanClip], empty: Tensor,
-                     process: Process, run: Run,
-                     options: WanMemoryOptions | None = None) -> Optimiser:
+                     process: Process, run: Run, options: WanMemoryOptions | None = None,
+                     clock: Clock | None = None) -> Optimiser:
     """Train the compressor and the gates in place; see `train_wan_teacher`."""
-    options = options or WanMemoryOptions()
+    options, clock = options or WanMemoryOptions(), clock or Clock(process.device, False)
     m, block = model.config.memory, model.config.chunk_latents
     usable = latents_of(clips, m.group * (m.short + 1) + block)
     optimiser, stage = _begin('wan_memory', model, MEMORY, process, run, options)
     for progress in stage.steps():
+        clock.begin()
         for share in stage.parts():
             clip, latents = usable[_integer(len(usable))]
             starts, at = draw_history(len(latents), model, options)
@@ -191,16 +200,19 @@ def train_wan_memory(model: WanTrainee, clips: Sequence[WanClip], empty: Tensor,
                 torch.rand(()))
             noise = torch.randn_like(clean)
             audio = None if clip.audio is None else clip.audio[at:at + block]
-            with _mixed(process, run):
+            with _mixed(process, run), clock.part('forward'):
                 with torch.no_grad():
                     reference = model.reference(clip.reference, empty)
                 entries = model.entries(groups, reference, empty)
                 velocity, _ = model.block((1.0 - level) * clean + level * noise, level,
                                           model.remembering(reference, entries), clip.text, audio)
             loss = F.mse_loss(velocity, noise - clean)
-            optimiser.backward(share * loss)
+            with clock.part('backward'):
+                optimiser.backward(share * loss)
             stage.log.add(stage.step, loss=loss, level=level)
-        stage.log.add(stage.step, gradient=optimiser.step(progress))
+        with clock.part('update'):
+            gradient = optimiser.step(progress)
+        stage.log.add(stage.step, gradient=gradient)
     gates = torch.stack([whole(layer.memory_gate.detach()).abs().mean()
                          for layer in model.network.layers])
     if process.leads:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from interactive_avatar.generator.wan.backend import (
     required_bytes,
 )
 from interactive_avatar.generator.wan.config import WAN_1_3B, WAN_TINY
+from interactive_avatar.generator.wan.parallel import TwoCardRunner
 from interactive_avatar.generator.wan.stream import WanStream
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 from interactive_avatar.media.picture import write_image
@@ -96,6 +98,27 @@ def test_a_folder_streams_through_the_one_class(model: Path) -> None:
         np.testing.assert_array_equal(again.step(block).frames, chunk.frames)
 
 
+def test_the_nodes_parameters_split_it_between_two_cards(
+        model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies on the processor; the frames are those of one but for rounding."""
+    pytest.importorskip('rclpy', reason='rclpy is not installed: run `make build`')
+    from interactive_avatar.nodes.generator import GeneratorOptions, open_stream
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    blocks = sound(4)
+
+    def frames(**parameters: Any) -> list[np.ndarray]:
+        stream, _ = open_stream(GeneratorOptions(
+            model=str(model), backend='torch', prompt='a person', precision='float32',
+            **parameters))
+        assert isinstance(stream, WanStream)
+        assert isinstance(stream.backend.runner, TwoCardRunner) == (parameters.get('cards') == 2)
+        return [stream.step(block).frames.astype(int) for block in blocks]
+
+    for one, two in zip(frames(), frames(cards=2), strict=True):
+        assert np.abs(one - two).max() <= 1
+
+
 def test_prompt_sound_and_snapshot_do_what_they_say(model: Path) -> None:
     stream = open_stream(model)
     blocks = sound(12)
@@ -158,6 +181,10 @@ def test_what_is_missing_or_of_another_size_is_named(model: Path, tmp_path: Path
         open_stream(model, threads=2)
     with pytest.raises(ModelError, match='precision'):
         open_stream(model, precision='int3')
+    with pytest.raises(ModelError, match="decode_device 'gpu' is no device: give cuda:1"):
+        open_stream(model, decode_device='gpu')
+    with pytest.raises(ModelError, match=r"decode_device 'cuda:63' .* GPUs here: leave it out"):
+        open_stream(model, decode_device='cuda:63')
     with pytest.raises(ValueError, match="no identity 'bob'; it has ann"):
         open_stream(model, reference='bob')
     for name in ('model.safetensors', 'config.json'):

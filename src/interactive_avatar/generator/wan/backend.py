@@ -101,9 +101,19 @@ class Options:
         if not 0.0 < self.share < 1.0 or self.alone < 0:
             raise ModelError(f'share {self.share} must lie between 0 and 1, and alone '
                              f'{self.alone} be 0 or more')
+        try:
+            asked = torch.device(self.decode_device or device)
+        except RuntimeError as error:
+            raise ModelError(f'decode_device {self.decode_device!r} is no device: give cuda:1 for '
+                             f'the second card, cpu, or nothing for {device!r}') from error
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if self.cards == 1 or not device.startswith('cuda'):
+            if asked.type == 'cuda' and (asked.index or 0) >= count:
+                raise ModelError(f'decode_device {self.decode_device!r} was asked for, but '
+                                 f'PyTorch sees {count} GPUs here: leave it out, or make another '
+                                 f'visible (CUDA_VISIBLE_DEVICES)')
             return self.decode_device or device
-        count, first = torch.cuda.device_count(), torch.device(device).index or 0
+        first = torch.device(device).index or 0
         if count < 2:
             raise ModelError(f'cards 2 was asked for, but PyTorch sees one GPU here '
                              f'({torch.cuda.get_device_name(first)}): give cards 1, or make '
