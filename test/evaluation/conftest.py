@@ -124,3 +124,31 @@ def make_bag() -> Callable[..., Path]:
 def session_bag(make_bag: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plain session, 8 s."""
     return make_bag(tmp_path_factory.mktemp('bags') / 'session')
+
+
+@pytest.fixture(scope='session')
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of an exported model, small and with random weights."""
+    torch = pytest.importorskip('torch')
+    from interactive_avatar.generator.config import (
+        AudioConfig,
+        AutoencoderConfig,
+        DenoiserConfig,
+        GeneratorConfig,
+        MemoryConfig,
+    )
+    from interactive_avatar.generator.export import export
+    from interactive_avatar.generator.networks import Generator
+
+    torch.manual_seed(3)
+    generator = Generator(GeneratorConfig(
+        name='tiny', autoencoder=AutoencoderConfig(
+            picture_px=128, latent_channels=8, encoder_widths=(8, 16, 16),
+            decoder_widths=(16, 16, 8), decoder_blocks=(1, 1, 1)),
+        audio=AudioConfig(width=32, layers=1, heads=2),
+        memory=MemoryConfig(entry_side=2, compressor_width=16),
+        denoiser=DenoiserConfig(width=64, heads=2, layers=2, ffn_width=128,
+                                rope_split=(12, 10, 10))))
+    root = tmp_path_factory.mktemp('model')
+    export(generator, root)
+    return root

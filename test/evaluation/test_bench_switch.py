@@ -11,34 +11,7 @@ import pytest
 from interactive_avatar.evaluation import bench_switch
 from interactive_avatar.evaluation.report import visible_ms
 
-torch = pytest.importorskip('torch')
-
-
-@pytest.fixture(scope='module')
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of an exported model, small and with random weights."""
-    from interactive_avatar.generator.config import (
-        AudioConfig,
-        AutoencoderConfig,
-        DenoiserConfig,
-        GeneratorConfig,
-        MemoryConfig,
-    )
-    from interactive_avatar.generator.export import export
-    from interactive_avatar.generator.networks import Generator
-
-    torch.manual_seed(3)
-    generator = Generator(GeneratorConfig(
-        name='tiny', autoencoder=AutoencoderConfig(
-            picture_px=128, latent_channels=8, encoder_widths=(8, 16, 16),
-            decoder_widths=(16, 16, 8), decoder_blocks=(1, 1, 1)),
-        audio=AudioConfig(width=32, layers=1, heads=2),
-        memory=MemoryConfig(entry_side=2, compressor_width=16),
-        denoiser=DenoiserConfig(width=64, heads=2, layers=2, ffn_width=128,
-                                rope_split=(12, 10, 10))))
-    root = tmp_path_factory.mktemp('model')
-    export(generator, root)
-    return root
+pytest.importorskip('torch')
 
 
 def test_share_counts_cells_that_differ_noticeably() -> None:

@@ -312,6 +312,16 @@ def _turns(stream: Any, args: argparse.Namespace) -> dict[str, Any]:
     return {'turns': factors, 'turns_ratio': ratio}
 
 
+def bench_agreement(args: argparse.Namespace) -> dict[str, Any]:
+    """Whether backends that make the same stream drift apart."""
+    from interactive_avatar.evaluation import bench_agreement as agreement
+
+    ways = [agreement.Way.parse(text) for text in args.ways.split(',')]
+    return agreement.run(resource(args.model), ways,
+                         reference_of(args.reference) if args.reference else None, args.seed,
+                         speech_loop(), _prompts(), args.chunks, CHUNKS_PER_PROMPT)
+
+
 def bench_operators(args: argparse.Namespace) -> dict[str, Any]:
     """Where the time of each graph of the onnx backend goes."""
     from interactive_avatar.evaluation import bench_operators as operators
@@ -528,6 +538,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--compiled', action='store_true',
                       help='torch: fuse layers and decoder with torch.compile')
     kind.set_defaults(carry_out=bench_generator)
+    kind = kinds.add_parser('agreement', parents=[common],
+                            help='whether backends that make the same stream drift apart')
+    kind.add_argument('--ways', default='onnx:fp32,onnx:int8', metavar='BACKEND:VARIANT,…',
+                      help='of onnx:fp32, onnx:int8, and torch and tensorrt with fp32, fp16 or '
+                           'bf16; the first is what the others are compared with')
+    kind.add_argument('--model', default='models/compact', help='folder of the model')
+    kind.add_argument('--reference', default='', help='identity or picture (default: the first)')
+    kind.add_argument('--seed', type=int, default=0)
+    kind.add_argument('--chunks', type=int, default=500)
+    kind.set_defaults(carry_out=bench_agreement)
     kind = kinds.add_parser('operators', parents=[common],
                             help='where the time of each graph of the onnx backend goes')
     kind.add_argument('--model', default='models/compact', help='folder of the model')

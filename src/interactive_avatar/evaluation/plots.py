@@ -126,6 +126,18 @@ def _image_topic(result: dict[str, Any], data: dict[str, Any]) -> Any:
     return figure
 
 
+def _agreement(result: dict[str, Any], data: dict[str, Any]) -> Any:
+    figure, axes = new_figure()
+    for name, values in data.items():
+        seconds = np.arange(len(values)) * CHUNK_MS / 1000
+        axes[0][0].plot(seconds, np.maximum(values, 1e-4), linewidth=0.7, label=name)
+    axes[0][0].set(xlabel='stream time (s)', yscale='log',
+                   ylabel=f'difference from {result["reference"]} (grey levels)',
+                   title='the same stream, other backends')
+    axes[0][0].legend(frameon=False)
+    return figure
+
+
 def _lips(result: dict[str, Any], data: dict[str, Any]) -> Any:
     shown = data['tracks'][:3]
     figure, axes = new_figure(max(1, len(shown)), 1)
@@ -242,7 +254,7 @@ def draw_session(recording: Recording, path: Path) -> Path:
 
 PLOTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     'generator': _generator, 'memory': _memory, 'image-topic': _image_topic, 'lips': _lips,
-    'training': _training}
+    'training': _training, 'agreement': _agreement}
 
 
 def draw(name: str, result: dict[str, Any], data: dict[str, Any], path: Path) -> Path:
