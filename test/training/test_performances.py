@@ -145,6 +145,13 @@ def test_in_training_many_come_back_with_what_no_prompt_names(library: SpeechLib
     assert told_by_memory > 5
 
 
+def test_short_performances_end_where_they_end(library: SpeechLibrary) -> None:
+    for seed in range(40):
+        short = compose(seed, range(40), library, seconds=4.0)
+        assert all(0 <= event.start_frame < event.end_frame <= short.frames
+                   for event in short.events)
+
+
 def test_motion_follows_the_action(performances: list[Performance]) -> None:
     for performance in performances:
         for event in performance.events:

@@ -657,10 +657,14 @@ def _absence(composer: _Composer, world: WorldState) -> tuple[int, WorldState]:
     while world.in_view and frame < composer.frames:
         chunks = int(rng.integers(*ABSENCE_BEFORE_CHUNKS))
         frame = composer.stable(frame, world, chunks * FRAMES_PER_CHUNK)
-        frame, world = composer.act(frame, world)
-    frame = composer.stable(frame, world, int(rng.integers(*ABSENCE_CHUNKS)) * FRAMES_PER_CHUNK)
+        if frame < composer.frames:
+            frame, world = composer.act(frame, world)
+    if frame < composer.frames:
+        chunks = int(rng.integers(*ABSENCE_CHUNKS))
+        frame = composer.stable(frame, world, chunks * FRAMES_PER_CHUNK)
     composer.untold_away_share = UNTOLD_AWAY_SHARE
-    return composer.act(frame, world)
+    composer.to_do.clear()
+    return composer.act(frame, world) if frame < composer.frames else (frame, world)
 
 
 def compose(seed: int, people: Sequence[int], speech: SpeechLibrary, seconds: float = 40.0,
