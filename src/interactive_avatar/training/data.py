@@ -295,7 +295,7 @@ class Shard:
 
     def drop_frames(self) -> None:
         """Free the pictures once they are encoded."""
-        self.frames = self.stills = None
+        self.frames = self.stills = self.still_marks = None
 
     def state(self) -> dict[str, Tensor]:
         """What the denoiser's stage needs, to be kept on disk between calls."""
@@ -321,7 +321,8 @@ class Shard:
         """Encoded clips of one or more shards, without pictures."""
         shard = object.__new__(cls)
         shard.device, shard.config = device, config
-        shard.performances, shard.frames, shard.predicted = [], None, None
+        shard.performances, shard.predicted = [], None
+        shard.drop_frames()
         shard.random = torch.Generator(device=device)
         shard.random.manual_seed(seed)
         for name in ENCODED:
