@@ -15,7 +15,7 @@ def test_table_is_distinct_and_small() -> None:
     table = prompts.prompt_table()
     held_out = prompts.prompt_table(held_out=True)
     texts = [prompt.text for prompt in table]
-    assert len(texts) <= 2600
+    assert len(texts) <= 4000
     assert len(set(texts)) == len(texts)
     assert not set(texts) & {prompt.text for prompt in held_out}
     assert {prompt.action for prompt in table} == {None, *prompts.ACTIONS}
@@ -42,6 +42,23 @@ def test_canonical_wording() -> None:
     assert action_prompt('look', WorldState(), direction='left') == (
         'A person turns to look to the left')
     assert action_prompt('remove', world, object='glasses') == 'A person takes off the glasses'
+
+
+def test_actions_have_more_wordings_than_worlds_and_some_are_never_trained_on() -> None:
+    world, away = WorldState(), WorldState(in_view=False)
+    trained = prompts.trained_variants(world, 'nod')
+    assert len(trained) == prompts.VARIANTS - 2 + prompts.MORE_VARIANTS
+    assert not {*trained, *prompts.trained_variants(world)} & {*prompts.HELD_OUT_VARIANTS}
+    # What cannot be seen has the wordings of the world it happens in.
+    assert prompts.trained_variants(away, 'nod') == prompts.trained_variants(away)
+    assert prompts.trained_variants(away, 'come_back') == trained
+    assert action_prompt('wear', world, 21, object='hat') == 'The woman puts on the new hat'
+    assert action_prompt('wear', world, 10, object='glasses') == (
+        'A person takes glasses and puts them on')
+    with pytest.raises(ValueError, match='use 0 to 25'):
+        action_prompt('nod', world, 26)
+    with pytest.raises(ValueError, match='use 0 to 13'):
+        stable_prompt(world, 14)
 
 
 def test_after_changes_the_world() -> None:

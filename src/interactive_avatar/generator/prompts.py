@@ -7,8 +7,9 @@ prompt describes what happens now. Reasoning emits prompts only through `stable_
 `action_prompt`, so nothing reaches the generator that it was not trained on; free text from a
 user is left to the text encoder to generalise to.
 
-Every prompt has `VARIANTS` phrasings. Variant 0 is the canonical one, used at run time. The last
+Every prompt has several phrasings, its variants. Variant 0 is the canonical one, used at run time.
 `HELD_OUT_VARIANTS` are never trained on: they measure how well other wordings are understood.
+Actions have further ones, since an action that is known by a few phrases only is missed in others.
 
 Directions are the viewer's: `left` is the left of the picture.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final
 
 GAZES: Final = ('user', 'left', 'right', 'up', 'down')
@@ -26,9 +27,10 @@ EXPRESSIONS: Final = ('neutral', 'smile', 'frown', 'surprise')
 EMOTIONS: Final = ('neutral', 'happy', 'sad', 'surprised')
 OBJECTS: Final = ('glasses', 'hat')
 
+# Phrasings of stable prompts; action prompts have these and `MORE_VARIANTS`.
 VARIANTS: Final = 14
-HELD_OUT_VARIANTS: Final = 2
-TRAINED_VARIANTS: Final = VARIANTS - HELD_OUT_VARIANTS
+HELD_OUT_VARIANTS: Final = (12, 13)
+MORE_VARIANTS: Final = 12
 # Averted gazes have 128 worlds, each rarer than the 32 that look at the user: fewer phrasings of
 # each keep the table of text embeddings small on the training machine.
 TRAINED_VARIANTS_AVERTED: Final = 8
@@ -103,7 +105,7 @@ class Prompt:
         slots: the action's slots as sorted (name, value) pairs.
         world: the world described (stable) or in which the action starts; only what the text
             depends on is set, the rest is at its default.
-        variant: phrasing, 0 to `VARIANTS` - 1.
+        variant: phrasing, as in `stable_prompt` and `action_prompt`.
     """
 
     text: str
@@ -284,9 +286,110 @@ _ACTS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
         'is all ears', 'lends an ear', 'hearkens'),
 }
 
+# More wordings of actions, trained on as the first ones are, by other subjects in turn. Without
+# them an action is known by a dozen phrases, and a rarer verb ("dons glasses") changes nothing.
+_MORE_SUBJECTS: Final = (
+    ('a man', 'wearing'), ('a woman', 'with'), ('the host', 'in'), ('the actor', 'wearing'),
+    ('a guest', 'with'), ('a player', 'wearing'), ('one person', 'in'), ('the woman', 'with'),
+    ('the man', 'wearing'), ('the assistant', 'in'), ('a gentleman', 'with'),
+    ('a lady', 'wearing'),
+)
+_MORE_ACTS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
+    ('nod', ''): (
+        'gives a nod', 'dips the head in agreement', 'nods twice', 'nods slowly',
+        'signals yes with the head', 'nods along', 'makes a nodding movement',
+        'agrees, nodding', 'moves the chin down and up', 'approves with a nod',
+        'nods the head firmly', 'shows agreement'),
+    ('shake_head', ''): (
+        'gives a shake of the head', 'wags the head from side to side', 'shakes the head firmly',
+        'expresses no with the head', 'rejects it, shaking the head', 'disagrees with the head',
+        'turns the head left and right', 'does a head shake', 'declines by shaking the head',
+        'rocks the head side to side', 'shows disagreement', 'moves the head in a no'),
+    ('smile', ''): (
+        'gives a smile', 'shows a smile', 'smiles broadly', 'flashes a smile', 'smiles kindly',
+        'is beaming', 'looks delighted', 'makes a happy face', 'curls the lips into a smile',
+        'brightens up', 'smiles now', 'looks glad'),
+    ('frown', ''): (
+        'gives a frown', 'shows a frown', 'wrinkles the brow', 'scowls', 'looks annoyed',
+        'makes a sad face', 'contracts the brows', 'looks troubled', 'frowns deeply',
+        'draws the brows together', 'looks sad', 'grimaces unhappily'),
+    ('look_surprised', ''): (
+        'is astonished', 'makes big eyes', 'drops the jaw in surprise', 'appears surprised',
+        'is amazed', 'reacts, startled', 'shows astonishment', 'stares in surprise',
+        'is taken aback', 'has a surprised look', 'is stunned', 'looks startled'),
+    ('look', 'away'): (
+        'glances {to}', 'gazes {to}', 'stares {to}', 'faces {to}', 'looks off {to}',
+        'rolls the eyes {to}', 'turns {to}', 'aims the gaze {alt}', 'watches something {to}',
+        'points the head {alt}', 'lets the eyes wander {to}', 'checks what is {to}'),
+    ('look', 'user'): (
+        'gazes at you', 'faces the camera', 'looks toward the viewer', 'stares at the camera',
+        'looks to the front', 'watches the viewer again', 'turns to you', 'centers the gaze',
+        'looks into your eyes', 'turns the head back to the front', 'glances at the viewer',
+        'faces the user'),
+    ('tilt_head', ''): (
+        'tips the head', 'leans the head to one side', 'tilts the head sideways',
+        'holds the head at a slant', 'angles the head', 'lays the head to the side',
+        'tilts the head in curiosity', 'lowers an ear to the shoulder', 'has the head tilted',
+        'bows the head sideways', 'does a head tilt', 'sways the head to one side'),
+    ('raise_eyebrows', ''): (
+        'has the eyebrows raised', 'lifts the brows', 'puts the eyebrows up',
+        'raises the brows high', 'draws the eyebrows upward', 'wiggles the eyebrows up',
+        'pops the eyebrows', 'moves both eyebrows higher', 'brings the brows up',
+        'jerks the eyebrows up', 'elevates the eyebrows', 'shows high brows'),
+    ('think', ''): (
+        'is pondering', 'starts to think', 'thinks about it', 'has to think', 'contemplates',
+        'looks away to think', 'weighs an answer', 'tries to recall it', 'is musing',
+        'gets lost in thought', 'thinks hard', 'ponders an answer'),
+    ('lean_closer', ''): (
+        'comes nearer', 'moves in', 'approaches the camera', 'leans to the viewer',
+        'puts the head forward', 'moves forward', 'is coming closer', 'nears the camera',
+        'brings the head to the front', 'bends closer', 'inches closer', 'leans over'),
+    ('wear', ''): (
+        'takes on {object}', 'pulls on {object}', 'sets {object} in place',
+        'equips {object}', 'slides on {object}', 'begins to wear {object}',
+        'attaches {object}', 'puts on the new {plain}', 'is dressed in {object} now',
+        'throws on {object}', 'is fitted with {object}', 'has {object} on now'),
+    ('remove', ''): (
+        'slides the {object} off', 'drops the {object}', 'pulls the {object} away',
+        'discards the {object}', 'is removing the {object}', 'puts down the {object}',
+        'draws the {object} off', 'undoes the {object}', 'has the {object} off now',
+        'lays the {object} down', 'parts with the {object}', 'throws off the {object}'),
+    ('step_out', ''): (
+        'exits', 'walks off', 'goes out of sight', 'moves away', 'leaves the scene',
+        'is gone from the picture', 'heads off', 'walks out of view', 'steps away',
+        'vanishes from view', 'goes out', 'leaves'),
+    ('come_back', ''): (
+        'is here again', 'walks into view', 'enters', 'arrives again', 'steps into the picture',
+        'enters the scene', 'comes in again', 'is visible again', 'turns up again',
+        'moves into view', 'comes into the frame', 'steps into view'),
+    ('talk', 'neutral'): (
+        'gives an answer', 'tells a story', 'speaks up', 'has a talk', 'makes a remark',
+        'utters some words', 'is answering', 'speaks into the camera', 'states something',
+        'talks on', 'reads something out', 'converses'),
+    ('talk', 'happy'): (
+        'speaks happily', 'talks cheerfully', 'talks in delight', 'speaks with a smile',
+        'answers happily', 'says something nice, smiling', 'says something funny, smiling',
+        'speaks warmly', 'is talking in a good mood', 'replies with joy', 'talks, beaming',
+        'chats happily'),
+    ('talk', 'sad'): (
+        'speaks sadly', 'talks, frowning', 'talks with regret', 'speaks with worry',
+        'answers sadly', 'is sorry to say something', 'talks unhappily', 'replies with a frown',
+        'speaks with concern', 'regrets something aloud', 'is talking sadly', 'complains'),
+    ('talk', 'surprised'): (
+        'speaks in surprise', 'talks, amazed', 'replies in surprise', 'speaks, startled',
+        'says something, astonished', 'talks with wide eyes', 'answers, surprised',
+        'wonders aloud', 'talks in astonishment', 'cries out in surprise', 'speaks in wonder',
+        'is talking with raised brows'),
+    ('listen', ''): (
+        'is listening to you', 'keeps listening', 'listens carefully', 'gives you attention',
+        'hears you', 'listens in silence', 'lets the user speak', 'listens attentively',
+        'concentrates on your words', 'starts to listen', 'stays quiet and listens',
+        'is attentive'),
+}
+
 
 def _subject(worn: tuple[str, ...], variant: int) -> str:
-    who, how = _SUBJECTS[variant]
+    who, how = (*_SUBJECTS, *_MORE_SUBJECTS)[variant]
     return f'{who} {how} {_WORN[worn]}' if worn else who
 
 
@@ -294,9 +397,9 @@ def _with_object(world: WorldState, name: str, worn: bool) -> WorldState:
     return replace(world, glasses=worn) if name == 'glasses' else replace(world, hat=worn)
 
 
-def _check_variant(variant: int) -> None:
-    if not 0 <= variant < VARIANTS:
-        raise ValueError(f'variant {variant} does not exist; use 0 to {VARIANTS - 1}')
+def _check_variant(variant: int, count: int) -> None:
+    if not 0 <= variant < count:
+        raise ValueError(f'variant {variant} does not exist; use 0 to {count - 1}')
 
 
 def _sentence(text: str) -> str:
@@ -343,7 +446,7 @@ def stable_prompt(world: WorldState, variant: int = 0) -> str:
     Raises:
         ValueError: if there is no such variant.
     """
-    _check_variant(variant)
+    _check_variant(variant, VARIANTS)
     if not world.in_view:
         how = _SUBJECTS[variant][1]
         worn = f' {how} {_WORN[world.worn]}' if world.worn else ''
@@ -364,23 +467,23 @@ def action_prompt(action: str, world: WorldState, variant: int = 0, **slots: str
     Args:
         action: one of `ACTIONS`.
         world: the world before the action; only worn objects and `in_view` matter.
-        variant: phrasing, 0 to `VARIANTS` - 1; 0 is the one used at run time.
+        variant: phrasing, 0 to `VARIANTS` + `MORE_VARIANTS` - 1; 0 is the one used at run time.
         **slots: see `ACTION_SLOTS`.
 
     Raises:
         ValueError: on an unknown action, slot, value or variant, or a missing `object`.
     """
-    _check_variant(variant)
+    _check_variant(variant, VARIANTS + MORE_VARIANTS)
     filled = check_slots(action, slots)
     if not world.in_view and action != 'come_back':
-        return stable_prompt(world, variant)
+        return stable_prompt(world, variant % VARIANTS)
     worn = world.worn
     values: dict[str, str] = {}
     key = ''
     if action in ('wear', 'remove'):
         name = filled['object']
         worn = tuple(item for item in worn if item != name)
-        values['object'] = name if action == 'remove' else _WORN[(name,)]
+        values = {'object': name if action == 'remove' else _WORN[(name,)], 'plain': name}
     elif action == 'look':
         direction = filled['direction']
         key = 'user' if direction == 'user' else 'away'
@@ -388,8 +491,8 @@ def action_prompt(action: str, world: WorldState, variant: int = 0, **slots: str
             values = {'to': _TO[direction], 'alt': _TO_ALT[direction]}
     elif action == 'talk':
         key = filled['emotion']
-    phrase = _ACTS[action, key][variant].format(**values)
-    if values.get('object') == 'glasses':
+    phrase = (*_ACTS[action, key], *_MORE_ACTS[action, key])[variant].format(**values)
+    if values.get('plain') == 'glasses':
         phrase = phrase.replace(' it', ' them')
     return _sentence(f'{_subject(worn, variant)} {phrase}')
 
@@ -420,11 +523,15 @@ def after(action: str, world: WorldState, **slots: str) -> WorldState:
     return replace(world, gaze=gaze, expression=expression, listening=action == 'listen')
 
 
-def trained_variants(world: WorldState, action: str | None = None) -> int:
-    """How many phrasings (0 to this, exclusive) of a stable or action prompt are trained on."""
+@cache
+def trained_variants(world: WorldState, action: str | None = None) -> tuple[int, ...]:
+    """The phrasings of a stable or action prompt that are trained on."""
     if action is None and world.in_view and world.gaze != 'user':
-        return TRAINED_VARIANTS_AVERTED
-    return TRAINED_VARIANTS
+        return tuple(range(TRAINED_VARIANTS_AVERTED))
+    # Where an action cannot be seen, its prompt is the stable one.
+    seen = action is not None and (world.in_view or action == 'come_back')
+    return tuple(variant for variant in range(VARIANTS + (MORE_VARIANTS if seen else 0))
+                 if variant not in HELD_OUT_VARIANTS)
 
 
 def shown(world: WorldState, action: str | None = None,
@@ -440,17 +547,15 @@ def shown(world: WorldState, action: str | None = None,
 
 @lru_cache(maxsize=2)
 def prompt_table(held_out: bool = False) -> tuple[Prompt, ...]:
-    """All prompts trained on, in a fixed order (at most 2,600), or the held-out phrasings.
+    """All prompts trained on, in a fixed order, or the held-out phrasings.
 
     Args:
-        held_out: give the last `HELD_OUT_VARIANTS` phrasings of each prompt instead.
+        held_out: give the `HELD_OUT_VARIANTS` of each prompt instead.
     """
     table: list[Prompt] = []
 
     def add(action: str | None, slots: Mapping[str, str], world: WorldState) -> None:
-        count = trained_variants(world, action)
-        chosen = range(TRAINED_VARIANTS, VARIANTS) if held_out else range(count)
-        for variant in chosen:
+        for variant in HELD_OUT_VARIANTS if held_out else trained_variants(world, action):
             text = (stable_prompt(world, variant) if action is None
                     else action_prompt(action, world, variant, **slots))
             table.append(Prompt(text, action, tuple(sorted(slots.items())), world, variant))

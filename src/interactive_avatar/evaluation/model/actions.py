@@ -29,8 +29,7 @@ from interactive_avatar.evaluation.model.gestures import (
 from interactive_avatar.evaluation.model.pictures import bars, sheet
 from interactive_avatar.evaluation.model.play import Player, run
 from interactive_avatar.generator.prompts import (
-    TRAINED_VARIANTS,
-    VARIANTS,
+    HELD_OUT_VARIANTS,
     WorldState,
     action_prompt,
     after,
@@ -40,7 +39,7 @@ from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 
 AIM_PERCENT: Final = 90.0
 CANONICAL: Final = 0
-PARAPHRASES: Final = tuple(range(TRAINED_VARIANTS, VARIANTS))
+PARAPHRASES: Final = HELD_OUT_VARIANTS
 WARM_CHUNKS: Final = 10
 ACTION_CHUNKS: Final = 10
 """1.6 s: as long as the reasoning module holds a gesture without words."""

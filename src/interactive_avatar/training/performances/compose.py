@@ -266,7 +266,7 @@ class _Composer:
     def _variant(self, world: WorldState, action: str | None = None) -> int:
         if self.rng.random() < CANONICAL_SHARE:
             return 0
-        return int(self.rng.integers(trained_variants(world, action)))
+        return int(self.rng.choice(trained_variants(world, action)))
 
     def _draw_told(self, action: str) -> None:
         """Whether prompts name what is worn, from this action on."""
