@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'generator'))
+sys.path.insert(0, str(Path(__file__).parent))
 
+from processes import run_two
 from tiny import TINY
 
 from interactive_avatar.training import scaling
@@ -63,12 +64,8 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     one.mkdir()
     two.mkdir()
     assert scaling.main(arguments(one, 'teacher', '--batch', '2', '--accumulate', '2')) == 0
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
-         '-m', 'interactive_avatar.training.scaling',
-         *arguments(two, 'teacher', '--batch', '2', '--fsdp')],
-        capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_two('-m', 'interactive_avatar.training.scaling',
+            *arguments(two, 'teacher', '--batch', '2', '--fsdp'), timeout_s=600.0)
     alone, together = result(one), result(two)
     assert alone['global_batch'] == together['global_batch'] == 4
     assert together['fsdp'] and together['gpus'] == 2

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from processes import run_two
 from toy import ALONE, TINY, prompts, shard, trainee
 
 from interactive_avatar.generator.backends.base import MASKED
@@ -310,10 +310,7 @@ def test_two_processes_are_as_one(tmp_path: Path, sharded: bool) -> None:
     script = tmp_path / 'two.py'
     script.write_text(TWO.format(folder=str(Path(__file__).parent), out=str(tmp_path / 'two'),
                                  sharded=sharded))
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
-                           '--nproc-per-node=2', str(script)], capture_output=True, text=True,
-                          check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_two(str(script))
     one = teach(tmp_path / 'one', steps=3, accumulate=2).state_dict()
     two = torch.load(tmp_path / 'two' / 'weights.pt', weights_only=True)
     start = trainee().state_dict()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'generator' / 'wan'))
+sys.path.insert(0, str(Path(__file__).parent))
 
+from processes import run_two
 from wan_tiny import random_network
 
 from interactive_avatar.generator.wan.config import WAN_TINY, WanConfig
@@ -149,10 +150,7 @@ def test_two_processes_with_fsdp_are_as_one(tmp_path: Path, gather_again: bool) 
     here = Path(__file__).parent
     script.write_text(TWO.format(folders=[str(here), str(here.parent / 'generator' / 'wan')],
                                  out=str(out), gather_again=gather_again))
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
-                           '--nproc-per-node=2', str(script)], capture_output=True, text=True,
-                          check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_two(str(script), timeout_s=600.0)
     one = distil(tmp_path / 'one', 2)
     two = torch.load(out / 'weights.pt', weights_only=True)
     start = trainee(0).state_dict()
