@@ -187,24 +187,27 @@ def check_model(config: str) -> Iterator[Finding]:
         yield Finding('parameters', PROBLEM, str(error), 'git checkout config/avatar.yaml')
         return
     yield Finding('parameters', OK, str(resource(config)))
+    try:
+        from interactive_avatar.generator.wan.files import is_wan
+    except ImportError as error:
+        yield Finding('model', PROBLEM, f'cannot be checked: {error}', 'make build')
+        return
     name = settings.get('model', 'models/compact')
+    wan = False
     try:
         folder = resource(name)
     except FileNotFoundError as error:
         yield Finding('model', PROBLEM, str(error).split(';')[0],
                       'git checkout models, or set generator.model in the parameter file')
     else:
-        yield from _check_model_files(folder)
-    backend = settings.get('backend', 'onnx')
-    yield from _check_backend(backend)
+        wan = is_wan(folder)
+        yield from _check_wan_files(folder) if wan else _check_model_files(folder)
+    yield from _check_backend(settings.get('backend', 'auto'), wan)
 
 
 def _check_model_files(folder: Path) -> Iterator[Finding]:
-    try:
-        from interactive_avatar.generator.model import ModelError, ModelFiles
-    except ImportError as error:
-        yield Finding('model', PROBLEM, f'cannot be checked: {error}', 'make build')
-        return
+    from interactive_avatar.generator.model import ModelError, ModelFiles
+
     try:
         model = ModelFiles.open(folder)
     except ModelError as error:
@@ -215,34 +218,66 @@ def _check_model_files(folder: Path) -> Iterator[Finding]:
                                f'sha256 right')
 
 
-def _check_backend(backend: str) -> Iterator[Finding]:
-    gpu = ctypes.util.find_library('cuda')
-    if backend == 'onnx':
+def _check_wan_files(folder: Path) -> Iterator[Finding]:
+    from interactive_avatar.generator.model import ModelError
+    from interactive_avatar.generator.wan.files import WanFiles
+
+    try:
+        model = WanFiles.open(folder)
+    except ModelError as error:
+        yield Finding('model', PROBLEM, str(error),
+                      f"avatar import-weights PATH --out '{folder}' (docs/wan.md)")
+        return
+    size_gib = model.weights.stat().st_size / 2**30
+    yield Finding('model', OK, f'{folder}: {model.config.name}, {model.config.picture_px} pixels, '
+                               f'{size_gib:.1f} GiB of weights, all components there')
+
+
+def _check_backend(backend: str, wan: bool) -> Iterator[Finding]:
+    from interactive_avatar.generator.backends import AUTO, BACKEND_NAMES, choose_backend
+
+    if backend not in (AUTO, *BACKEND_NAMES):
+        yield Finding('backend', PROBLEM, f'{backend!r} is not a backend',
+                      f'set generator.backend to {AUTO}, {", ".join(BACKEND_NAMES[:-1])} or '
+                      f'{BACKEND_NAMES[-1]}')
+        return
+    chosen, reason = choose_backend() if backend == AUTO else (backend, '')
+    origin = f', chosen by auto ({reason})' if reason else ''
+    if wan and backend == AUTO and chosen == 'onnx':
+        yield Finding('backend', PROBLEM,
+                      f'a wan model needs torch and a CUDA card ({reason})',
+                      'run it where a card is, or set generator.model to models/compact')
+        return
+    if wan:
+        chosen = 'torch' if backend == AUTO else chosen
+        if chosen != 'torch':
+            yield Finding('backend', PROBLEM, f'{chosen} cannot run a wan model',
+                          f'set generator.backend to {AUTO} or torch')
+            return
+    if chosen == 'onnx':
         version = _version('onnxruntime')
         yield Finding('backend', OK if version else PROBLEM,
-                      f'onnx: ONNX Runtime {version or "is missing"} on the processor',
+                      f'onnx: ONNX Runtime {version or "is missing"} on the processor{origin}',
                       '' if version else _install('onnxruntime'))
-        if gpu:
+        if backend != AUTO and ctypes.util.find_library('cuda'):
             yield Finding('GPU', NOTE, 'an NVIDIA driver is here and not used',
-                          'set generator.backend to tensorrt in the parameter file')
-    elif backend == 'tensorrt':
+                          f'set generator.backend to {AUTO} in the parameter file')
+    elif chosen == 'tensorrt':
+        gpu = ctypes.util.find_library('cuda')
         module = next((name for name in ('tensorrt', 'tensorrt_rtx', 'tensorrt_rtx_bindings')
                        if _present(name)), '')
         good = bool(module and gpu and _present('pycuda'))
         yield Finding('backend', OK if good else PROBLEM,
                       f'tensorrt: {module or "no TensorRT"}, '
                       f'{"driver found" if gpu else "no NVIDIA driver"}, '
-                      f'{"pycuda found" if _present("pycuda") else "no pycuda"}',
+                      f'{"pycuda found" if _present("pycuda") else "no pycuda"}{origin}',
                       '' if good else _install('tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs '
-                                               'pycuda') + ', or set generator.backend to onnx')
-    elif backend == 'torch':
+                                               'pycuda') + f', or set generator.backend to {AUTO}')
+    else:
         good = _present('torch')
         yield Finding('backend', OK if good else PROBLEM,
-                      'torch' if good else 'torch is not installed',
+                      f'torch{origin}' if good else 'torch is not installed',
                       '' if good else _install("-e '.[train]'"))
-    else:
-        yield Finding('backend', PROBLEM, f'{backend!r} is not a backend',
-                      'set generator.backend to onnx, tensorrt or torch')
 
 
 def check_voice_and_ear() -> Iterator[Finding]:
