@@ -13,9 +13,9 @@ from PIL import Image
 
 from interactive_avatar.evaluation import judges, metrics
 from interactive_avatar.evaluation.bag import read_bag
-from interactive_avatar.evaluation.bench_lips import HeldOut
 from interactive_avatar.evaluation.explained import faces, system
 from interactive_avatar.evaluation.explained.draw import Case, Explained, bars, draw, lines
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.generator.config import MemoryConfig
 from interactive_avatar.training.speech.align import Phone, Word
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interactive_avatar.evaluation import bench_lips, session_judges, sync
+from interactive_avatar.evaluation import held_out, session_judges, sync
 from interactive_avatar.evaluation.bag import Recording, Sound
 
 NS_PER_S = 1_000_000_000
 T0_NS = 1_700_000_000 * NS_PER_S
-ITEM = bench_lips.load_set(bench_lips.SHIPPED_SET, 1)[0]
+ITEM = held_out.load_set(held_out.SHIPPED_SET, 1)[0]
 GAP = ITEM.true_gap[:ITEM.frames].astype(np.float64)
 
 
@@ -65,14 +65,14 @@ def test_sound_is_placed_once_per_frame() -> None:
 
 @pytest.mark.parametrize('shift', [-11, 0, 4])
 def test_the_shift_of_a_held_out_clip_is_found(shift: int) -> None:
-    fit, _, _ = bench_lips.sync_fits([ITEM], [GAP], shift)
+    fit, _, _ = sync.sync_fits([ITEM], [GAP], shift)
     assert fit.offset_ms == 40.0 * shift
     assert fit.confidence > 0.3
 
 
 def test_another_sound_has_no_confidence() -> None:
-    items = bench_lips.load_set(bench_lips.SHIPPED_SET, 3)
-    fit, other, each = bench_lips.sync_fits(
+    items = held_out.load_set(held_out.SHIPPED_SET, 3)
+    fit, other, each = sync.sync_fits(
         items, [item.true_gap[:item.frames].astype(np.float64) for item in items])
     assert [one.offset_ms for one in each] == [0.0, 0.0, 0.0]
     assert fit.frames == sum(one.frames for one in each)
@@ -130,7 +130,7 @@ def test_broken_weights_are_named(tmp_path: Path) -> None:
 def test_the_check_prints_its_figures_and_draws(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         ) -> None:
-    for item in bench_lips.load_set(bench_lips.SHIPPED_SET, 2):
+    for item in held_out.load_set(held_out.SHIPPED_SET, 2):
         item.save(tmp_path)
     bench = tmp_path / 'lips.json'
     bench.write_text(json.dumps({'generated': {'in_domain_sync_distances': [1.0] * 31}}))

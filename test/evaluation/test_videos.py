@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from interactive_avatar.evaluation import evaluate, judges, videos
-from interactive_avatar.evaluation.bench_lips import HeldOut
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.media.audio import read_wav
 from interactive_avatar.media.video import VideoWriter
 from interactive_avatar.training.speech.align import Phone, Word

@@ -364,13 +364,13 @@ def bench_image_topic(args: argparse.Namespace) -> dict[str, Any]:
 def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
     """Lips of generated pictures against the true mouth of held-out performances."""
     from interactive_avatar.evaluation import bench_lips as lips
+    from interactive_avatar.evaluation.held_out import SHIPPED_SET, make_set
 
     if args.make_set:
-        lips.make_set(args.make_set, args.people, args.speech, args.performances or 12,
-                      args.seconds)
+        make_set(args.make_set, args.people, args.speech, args.performances or 12, args.seconds)
     return lips.run(lips.Options(
         model=args.model, backend=args.backend, seed=args.seed,
-        source=args.make_set or args.set or lips.SHIPPED_SET, limit=args.performances,
+        source=args.make_set or args.set or SHIPPED_SET, limit=args.performances,
         lookahead_ms=args.lookahead_ms,
         save=args.out / 'lips' if args.save_videos else None))
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.evaluation import bench_lips, judges, metrics
+from interactive_avatar.evaluation import judges, metrics
+from interactive_avatar.evaluation.held_out import held_out_plays
 from interactive_avatar.evaluation.report import number, table
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 
@@ -122,7 +123,7 @@ def run(options: Options) -> dict[str, Any]:
         decoders[str(folder)] = generator.autoencoder.eval()
     library, renderer = SpeechLibrary.load(options.speech), Renderer(options.people)
     with judges.MeshJudge() as mesh:
-        for play in bench_lips.held_out_plays(renderer.people.split(held_out=True), library,
+        for play in held_out_plays(renderer.people.split(held_out=True), library,
                                               options.performances, options.seconds):
             person = f'person_{play.identity:03d}'
             frames, _ = renderer.render(play.identity, play.units, play.head, play.glasses,

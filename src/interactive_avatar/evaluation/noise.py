@@ -29,7 +29,8 @@ from PIL import Image
 
 from interactive_avatar.evaluation import judges, metrics
 from interactive_avatar.evaluation.bag import Recording, read_bag
-from interactive_avatar.evaluation.bench_lips import SHIPPED_SET, HeldOut, load_set, summarise
+from interactive_avatar.evaluation.bench_lips import summarise
+from interactive_avatar.evaluation.held_out import SHIPPED_SET, HeldOut, load_set
 from interactive_avatar.evaluation.model import frechet
 from interactive_avatar.evaluation.model.performances import Seen, play_all
 from interactive_avatar.evaluation.model.play import Player, Setup

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import metrics
+from interactive_avatar.evaluation.held_out import SHIPPED_SET, HeldOut, load_set
 from interactive_avatar.media.clock import FRAME_RATE_HZ, SAMPLES_PER_FRAME
 from interactive_avatar.media.mel import MEL_BANDS, log_mel
 
@@ -235,6 +236,32 @@ def shipped() -> SyncScorer:
     return SyncScorer.load()
 
 
+def sync_fits(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]], shift: int = 0
+              ) -> tuple[metrics.SyncFit, metrics.SyncFit, list[metrics.SyncFit]]:
+    """In-domain sync of measured lip gaps with the sound, over frames with speech.
+
+    Args:
+        items: the performances.
+        gaps: float64 [n] each, lip gap by the judge, NaN without a face.
+        shift: frames by which the sound comes early (what passes the end comes in at the start),
+            so that pictures in sync are late by as much.
+
+    Returns:
+        The fit over all; over all with the sound of the next performance (NaN if there is but
+        one); the fit of each.
+    """
+    scorer = shipped()
+    clips = [(gap, np.roll(item.audio[:gap.size * SAMPLES_PER_FRAME], -shift * SAMPLES_PER_FRAME),
+              item.speaking()[:gap.size]) for item, gap in zip(items, gaps, strict=True)]
+    others = []
+    for index, (gap, _, speaking) in enumerate(clips):
+        sound = clips[(index + 1) % len(clips)][1]
+        size = min(gap.size, sound.size // SAMPLES_PER_FRAME)
+        if len(clips) > 1:
+            others.append((gap[:size], sound[:size * SAMPLES_PER_FRAME], speaking[:size]))
+    return scorer.measure(clips), scorer.measure(others), [scorer.measure([one]) for one in clips]
+
+
 def draw(curves: Mapping[str, NDArray[np.float64]], path: Path) -> None:
     """Draw distances float64 [2 m + 1] over the shifts, by name, into a picture."""
     from interactive_avatar.evaluation.plots import axes_of
@@ -252,7 +279,6 @@ def draw(curves: Mapping[str, NDArray[np.float64]], path: Path) -> None:
 def main() -> None:
     """Check the scorer on the true pictures of a held-out set: in sync, with another performance's
     sound, and with the sound early by some frames."""
-    from interactive_avatar.evaluation.bench_lips import SHIPPED_SET, load_set, sync_fits
     from interactive_avatar.evaluation.report import number, table
 
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -25,15 +25,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from interactive_avatar.evaluation import judges, metrics
-from interactive_avatar.evaluation.bench_lips import (
-    BILABIALS,
+from interactive_avatar.evaluation.bench_lips import BILABIALS, OPEN_VOWELS, closures
+from interactive_avatar.evaluation.held_out import (
     IDENTITY_EVERY_FRAMES,
-    OPEN_VOWELS,
     SHIPPED_SET,
     HeldOut,
-    closures,
     load_set,
-    sync_fits,
 )
 from interactive_avatar.evaluation.html import HtmlReport, Tone
 from interactive_avatar.evaluation.model.figures import Figure, mean_of
@@ -42,6 +39,7 @@ from interactive_avatar.evaluation.model.performances import play_all, video_of
 from interactive_avatar.evaluation.model.pictures import curves
 from interactive_avatar.evaluation.model.play import Player, Setup
 from interactive_avatar.evaluation.report import machine, table, write_json
+from interactive_avatar.evaluation.sync import sync_fits
 from interactive_avatar.media.audio import write_wav
 from interactive_avatar.media.clock import FRAME_RATE_HZ, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
 from interactive_avatar.media.picture import contact_sheet, fit_square, read_image, write_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from interactive_avatar.evaluation.bench_lips import HeldOut
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.generator.stream import Chunk
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 

@@ -124,7 +124,7 @@ def test_slopes_of_a_drift_and_of_noise() -> None:
 
 
 def test_a_long_stream_goes_on_bit_for_bit_after_a_cut() -> None:
-    from interactive_avatar.evaluation.bench_lips import SHIPPED_SET, load_set
+    from interactive_avatar.evaluation.held_out import SHIPPED_SET, load_set
 
     item = load_set(SHIPPED_SET, 1)[0]
     player = Player(Setup(levels=(1.0,)))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from interactive_avatar.evaluation import judges
 from interactive_avatar.evaluation.bag import BagError, read_bag
-from interactive_avatar.evaluation.bench_lips import SHIPPED_SET, load_set
 from interactive_avatar.evaluation.explained import faces, system
 from interactive_avatar.evaluation.explained.draw import Explained, draw
+from interactive_avatar.evaluation.held_out import SHIPPED_SET, load_set
 from interactive_avatar.evaluation.model.play import Player, Setup
 from interactive_avatar.evaluation.report import machine, write_json
 

@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from interactive_avatar.evaluation import judges, metrics, sync
-from interactive_avatar.evaluation.bench_lips import (
-    BILABIALS,
-    OPEN_VOWELS,
-    HeldOut,
-    closures,
-    generate,
-)
+from interactive_avatar.evaluation.bench_lips import BILABIALS, OPEN_VOWELS, closures, generate
 from interactive_avatar.evaluation.explained.draw import (
     BAD_COLOUR,
     Case,
@@ -30,6 +24,7 @@ from interactive_avatar.evaluation.explained.draw import (
     lines,
     standard,
 )
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.model import frechet, retention
 from interactive_avatar.evaluation.model.play import Player, Setup, run
 from interactive_avatar.evaluation.videos import moments

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from interactive_avatar.evaluation import metrics, session
 from interactive_avatar.evaluation.bag import NS_PER_S, Recording, Sound
 from interactive_avatar.evaluation.bench import rss_mib, speech_loop
-from interactive_avatar.evaluation.bench_lips import HeldOut
 from interactive_avatar.evaluation.explained.draw import Case, Explained, Floats, bars, lines
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.model.play import Player, Setup
 from interactive_avatar.generator.prompts import WorldState, action_prompt, stable_prompt
 from interactive_avatar.media.clock import CHUNK_MS, FRAME_RATE_HZ

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from interactive_avatar.evaluation import judges
-from interactive_avatar.evaluation.bench_lips import SHIPPED_SET, HeldOut, load_set
+from interactive_avatar.evaluation.held_out import SHIPPED_SET, HeldOut, load_set
 from interactive_avatar.evaluation.html import Card, HtmlReport, Tone
 from interactive_avatar.evaluation.model import (
     actions,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import metrics
-from interactive_avatar.evaluation.bench_lips import HeldOut
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.judges import IdentityJudge
 from interactive_avatar.evaluation.model.figures import Figure, Result, Row
 from interactive_avatar.evaluation.model.pictures import drift, sheet

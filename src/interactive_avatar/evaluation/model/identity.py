@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import metrics
-from interactive_avatar.evaluation.bench_lips import HeldOut
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.model.figures import Figure, Result, Row, bootstrap
 from interactive_avatar.evaluation.model.performances import Seen
 from interactive_avatar.evaluation.model.pictures import bars, sheet

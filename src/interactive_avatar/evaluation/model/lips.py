@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import metrics
-from interactive_avatar.evaluation.bench_lips import HeldOut, closures, pooled, sync_fits
+from interactive_avatar.evaluation.bench_lips import closures, pooled
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.model.figures import Figure, Result, Row, bootstrap, mean_of
 from interactive_avatar.evaluation.model.performances import Seen
 from interactive_avatar.evaluation.model.pictures import curves
+from interactive_avatar.evaluation.sync import sync_fits
 
 AIM_CORRELATION: Final = 0.85
 AIM_LAG_MS: Final = 40.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from interactive_avatar.evaluation.bench_lips import HeldOut
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.model import frechet
 from interactive_avatar.evaluation.model.figures import NOTHING, Result, Row
 from interactive_avatar.evaluation.model.performances import Seen

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import judges, metrics
-from interactive_avatar.evaluation.bench_lips import (
+from interactive_avatar.evaluation.bench_lips import generate
+from interactive_avatar.evaluation.held_out import (
     IDENTITY_EVERY_FRAMES,
     LOOK_EVERY_FRAMES,
     HeldOut,
-    generate,
 )
 from interactive_avatar.evaluation.model import frechet
 from interactive_avatar.evaluation.model.play import Player

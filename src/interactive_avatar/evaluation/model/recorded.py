@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from interactive_avatar.evaluation import metrics
 from interactive_avatar.evaluation.bench import UTTERANCES
-from interactive_avatar.evaluation.bench_lips import HeldOut, pooled
+from interactive_avatar.evaluation.bench_lips import pooled
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.judges import MeshJudge
 from interactive_avatar.evaluation.model.figures import NOTHING, Figure, Result, Row, bootstrap
 from interactive_avatar.evaluation.model.pictures import curves

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.evaluation.bench_lips import HeldOut
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.judges import MeshJudge
 from interactive_avatar.evaluation.model import gauge
 from interactive_avatar.evaluation.model.faces import watch

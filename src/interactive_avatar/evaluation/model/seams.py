@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.evaluation.bench_lips import HeldOut
+from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.model.figures import Result, Row, bootstrap, mean_of
 from interactive_avatar.evaluation.model.performances import Seen
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
