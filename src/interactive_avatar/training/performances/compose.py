@@ -84,7 +84,7 @@ UNTOLD_AWAY_SHARE: Final = 0.5
 UNTOLD_AGAIN_SHARE: Final = 0.6
 # In training people leave the view more often, and longer, than chance would have it, and move
 # their heads more: turned and tilted faces are what is hardest to draw.
-TRAINING_WEIGHTS: Final = {'step_out': 2.2, 'look': 4.0, 'tilt_head': 2.4, 'shake_head': 1.8,
+TRAINING_WEIGHTS: Final = {'step_out': 2.2, 'look': 6.5, 'tilt_head': 4.0, 'shake_head': 2.4,
                            'nod': 1.8}
 LONG_AWAY_SHARE: Final = 0.4
 LONG_CHUNKS: Final = (30, 60)
