@@ -15,8 +15,9 @@ from tiny import TINY
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.networks import Generator
 from interactive_avatar.training.common import Process
-from interactive_avatar.training.data import Prompts, Shard
+from interactive_avatar.training.data import Shard
 from interactive_avatar.training.denoiser import Trainee
+from interactive_avatar.training.prompts import Prompts
 
 # So small that more threads only wait for each other.
 torch.set_num_threads(1)

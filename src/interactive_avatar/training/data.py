@@ -20,6 +20,7 @@ from interactive_avatar.generator.prompts import OBJECTS, prompt_table
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.media.mel import MEL_CEILING_LN, MEL_FLOOR_LN
 from interactive_avatar.training.performances import Performance, compose
+from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.render.people import People
 from interactive_avatar.training.render.renderer import Renderer
 from interactive_avatar.training.speech.library import SpeechLibrary
@@ -54,47 +55,6 @@ class ShardOptions:
     split: str = 'train'
     render_seconds: float = 150.0
     recombine: bool = True
-
-
-class Prompts:
-    """Text encoder states of the prompt table, baked beforehand by `bake_prompts`.
-
-    Attributes:
-        states: float16 [P, n, width]; mask: float32 [P, n], added to attention scores.
-    """
-
-    def __init__(self, path: Path, tokens: int, device: torch.device) -> None:
-        with np.load(path) as stored:
-            data = stored['states'][:, :tokens].astype(np.float16) * stored['scales'][:, :tokens]
-            lengths = stored['lengths']
-        self.states = torch.from_numpy(data).to(device)
-        length = torch.from_numpy(lengths).to(device).clamp(max=tokens)
-        empty = torch.arange(tokens, device=device)[None] >= length[:, None]
-        self.mask = empty.float() * float(MASKED)
-
-    @classmethod
-    def of(cls, states: Tensor, mask: Tensor) -> Prompts:
-        """Prompts whose states and mask are at hand."""
-        prompts = object.__new__(cls)
-        prompts.states, prompts.mask = states, mask
-        return prompts
-
-
-def bake_prompts(path: Path, tokens: int) -> None:
-    """Encode the trained prompt table; states as int8 with a scale per token."""
-    from interactive_avatar.generator.text import TextEncoder
-
-    encoder = TextEncoder.load()
-    encoded = [encoder.encode(prompt.text)[:tokens] for prompt in prompt_table()]
-    width = encoded[0].shape[1]
-    states = np.zeros((len(encoded), tokens, width), np.float32)
-    for index, state in enumerate(encoded):
-        states[index, :len(state)] = state
-    scales = np.maximum(np.abs(states).max(-1, keepdims=True), 1e-6) / 127.0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, states=np.rint(states / scales).astype(np.int8),
-                        scales=scales.astype(np.float16),
-                        lengths=np.array([len(state) for state in encoded], np.int64))
 
 
 def compose_many(seeds: Sequence[int], speech: Path, people: int, seconds: int,

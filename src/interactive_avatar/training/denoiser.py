@@ -24,13 +24,13 @@ from interactive_avatar.training.audio import disturb
 from interactive_avatar.training.common import Average, Budget, Log, Process, learning_rate
 from interactive_avatar.training.data import (
     PROBE_UNITS,
-    Prompts,
     Shard,
     WindowBatch,
     draw_windows,
     noised_window,
 )
 from interactive_avatar.training.probe import fit_probe
+from interactive_avatar.training.prompts import Prompts
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from torch.nn import functional as F
 from interactive_avatar.generator.denoiser import Clip
 from interactive_avatar.training.audio import disturb
 from interactive_avatar.training.common import Process
-from interactive_avatar.training.data import Prompts, Shard, cell_weight
+from interactive_avatar.training.data import Shard, cell_weight
 from interactive_avatar.training.denoiser import Trainee, mix
 from interactive_avatar.training.probe import fit_probe
+from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.reader import MouthReader, correlation, train_reader
 from interactive_avatar.training.rollout import Rollout, Segment, segment_clip, segment_window
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers

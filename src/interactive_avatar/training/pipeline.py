@@ -29,7 +29,7 @@ from interactive_avatar.training.audio import train_audio
 from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
 from interactive_avatar.training.clips import ClipFolder, encode, require_encoder
 from interactive_avatar.training.common import Process, join_parts, options_from, save_parts
-from interactive_avatar.training.data import Prompts, Shard, ShardOptions
+from interactive_avatar.training.data import Shard, ShardOptions
 from interactive_avatar.training.denoiser import (
     DenoiserOptions,
     Trainee,
@@ -38,6 +38,7 @@ from interactive_avatar.training.denoiser import (
 )
 from interactive_avatar.training.distil import DistilOptions, train_distil
 from interactive_avatar.training.memory import MemoryOptions, train_memory
+from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.samples import write_samples
 from interactive_avatar.training.stage import Run, averaged, whole_state
 from interactive_avatar.training.stage import shard as split

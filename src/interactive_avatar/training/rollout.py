@@ -28,8 +28,9 @@ from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.denoiser import Clip, Denoiser, Window, rotate
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
-from interactive_avatar.training.data import REFERENCES_PER_CLIP, Prompts, Shard
+from interactive_avatar.training.data import REFERENCES_PER_CLIP, Shard
 from interactive_avatar.training.denoiser import mix
+from interactive_avatar.training.prompts import Prompts
 
 PROMPTS_AT_ONCE = 4
 """Prompts a stream may have within one segment; a fifth is taken for the fourth."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from interactive_avatar.generator.autoencoder import as_input, as_pixels
 from interactive_avatar.generator.networks import Generator
 from interactive_avatar.training.common import Process
-from interactive_avatar.training.data import Prompts, Shard, draw_windows
+from interactive_avatar.training.data import Shard, draw_windows
+from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.rollout import Rollout
 from interactive_avatar.training.teacher import clip_of, guided
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from interactive_avatar.generator.denoiser import Denoiser, Window
 from interactive_avatar.training.audio import disturb
 from interactive_avatar.training.common import Process
-from interactive_avatar.training.data import Prompts, Shard, draw_windows, noised_window
+from interactive_avatar.training.data import Shard, draw_windows, noised_window
 from interactive_avatar.training.denoiser import Trainee, mix
+from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 

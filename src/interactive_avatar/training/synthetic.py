@@ -12,7 +12,8 @@ from torch import Tensor
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
-from interactive_avatar.training.data import PROBE_UNITS, REFERENCES_PER_CLIP, Prompts, Shard
+from interactive_avatar.training.data import PROBE_UNITS, REFERENCES_PER_CLIP, Shard
+from interactive_avatar.training.prompts import Prompts
 
 MELS_PER_FRAME = 4
 CHUNKS_PER_PROMPT = 10

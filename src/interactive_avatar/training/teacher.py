@@ -22,8 +22,9 @@ from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.denoiser import Clip, Denoiser
 from interactive_avatar.training.audio import disturb
 from interactive_avatar.training.common import Process
-from interactive_avatar.training.data import Prompts, Shard, WindowBatch, draw_windows
+from interactive_avatar.training.data import Shard, WindowBatch, draw_windows
 from interactive_avatar.training.denoiser import Trainee, mix
+from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 
