@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,19 @@ pytest.importorskip('torch')
 
 import torch
 
+from interactive_avatar.paths import SOURCE_ROOT
+from interactive_avatar.training.autoencoder import AutoencoderOptions
 from interactive_avatar.training.common import (
     Log,
     Process,
     join_parts,
     learning_rate,
+    options_from,
     save_parts,
 )
+from interactive_avatar.training.distil import DistilOptions
+from interactive_avatar.training.memory import MemoryOptions
+from interactive_avatar.training.teacher import TeacherOptions
 
 
 def test_a_log_loses_nothing_at_the_end(tmp_path: Path) -> None:
@@ -44,3 +51,27 @@ def test_the_rate_rises_then_falls() -> None:
     assert learning_rate(0.01, 1.0) == pytest.approx(0.5)
     assert learning_rate(0.02, 1.0) == pytest.approx(1.0)
     assert learning_rate(1.0, 1.0) == pytest.approx(0.02)
+
+
+OPTIONS = {'autoencoder': AutoencoderOptions, 'teacher': TeacherOptions, 'memory': MemoryOptions,
+           'distil': DistilOptions}
+
+
+CONFIGS = Path(str(SOURCE_ROOT), 'config', 'training')
+
+
+@pytest.mark.parametrize('name', sorted(path.name for path in CONFIGS.glob('*.yaml')))
+def test_shipped_options_are_of_the_stage_that_they_name(name: str) -> None:
+    path = CONFIGS / name
+    command = re.search(r'`avatar train (\w+) --config (\S+)`', path.read_text())
+    assert command is not None and command[2] == f'config/training/{name}'
+    defaults = OPTIONS[command[1]]()
+    options = options_from(path, defaults)
+    assert isinstance(options, OPTIONS[command[1]]) and options != defaults
+
+
+def test_an_unknown_option_is_named(tmp_path: Path) -> None:
+    path = tmp_path / 'options.yaml'
+    path.write_text('peek_rate: 1.0e-4\n')
+    with pytest.raises(ValueError, match=r"unknown entry 'peek_rate'; known: .*'peak_rate'"):
+        options_from(path, TeacherOptions())
