@@ -288,7 +288,6 @@ sys.path.insert(0, {folder!r})
 import torch
 from toy import prompts, shard, trainee
 from interactive_avatar.training.common import Process
-from interactive_avatar.training.pipeline import leave
 from interactive_avatar.training.stage import Run, shard as split, whole_state
 from interactive_avatar.training.teacher import TeacherOptions, train_teacher
 process = Process.join()
@@ -300,7 +299,7 @@ train_teacher(model, shard(), prompts(), process, run, TeacherOptions(batch=2, f
 state = whole_state(model)
 if process.leads:
     torch.save(state, {out!r} + '/weights.pt')
-leave(process)
+process.leave()
 """
 
 

@@ -136,8 +136,7 @@ train_wan(*models, clips, empty, process, run, t.OPTIONS)
 state = whole_state(models[0])
 if process.leads:
     torch.save(state, {out!r} + '/weights.pt')
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+process.leave()
 """
 
 

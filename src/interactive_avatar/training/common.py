@@ -49,6 +49,12 @@ class Process:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
+    def leave(self) -> None:
+        """Wait for the other processes and end the group; the last thing a process does."""
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     def share_weights(self, module: nn.Module) -> None:
         """Give every process the first one's weights and buffers; sharded ones are left as they
         are, for they were split from equal ones."""

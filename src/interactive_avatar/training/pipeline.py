@@ -130,11 +130,11 @@ def main(argv: list[str] | None = None) -> int:
     shard = folder.first(args.seed, args.render_seconds) if folder is not None else \
         prepare_shard(args, config, generator, process, say)
     if args.seconds <= 0 and not args.steps:
-        leave(process)
+        process.leave()
         return 0
     if args.stage in STAGES:
         train_stage(args, config, generator, shard, process, say, fresh, folder)
-        leave(process)
+        process.leave()
         return 0
     if args.stage == 'autoencoder':
         if args.audio_seconds > 0:
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         generator.save(args.out / WEIGHTS, quantise=False, prefixes=trained)
         save_parts(args.out / WEIGHTS, args.out)
         (args.out / WEIGHTS).unlink()
-    leave(process)
+    process.leave()
     return 0
 
 
@@ -248,13 +248,6 @@ def load_teacher(path: Path, config: GeneratorConfig, process: Process) -> Train
     if missing:
         raise ValueError(f'{str(path)!r} is no teacher: it lacks {missing[0]!r}')
     return Trainee(generator.audio, generator.denoiser).to(process.device)
-
-
-def leave(process: Process) -> None:
-    """Wait for the other processes and end the group."""
-    if process.world > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,

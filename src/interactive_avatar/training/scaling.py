@@ -156,9 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if process.leads:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1))
-    if process.world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    process.leave()
     return 0
 
 

@@ -336,9 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         save(args.out, student, optimiser, config, process)
     say('done')
-    if process.world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    process.leave()
     return 0
 
 
