@@ -65,7 +65,7 @@ def arguments() -> list[LaunchDescriptionEntity]:
             'model', default_value='',
             description="Folder of the generator's model; empty for the parameter file's."),
         DeclareLaunchArgument(
-            'backend', default_value='', choices=['', 'onnx', 'tensorrt', 'torch'],
+            'backend', default_value='', choices=['', 'auto', 'onnx', 'tensorrt', 'torch'],
             description="What runs the model; empty for the parameter file's."),
         DeclareLaunchArgument(
             'reference', default_value='',

@@ -51,7 +51,7 @@ ROSBAG2_VERSION: Literal[9] = 9
 NS_PER_S = 1_000_000_000
 # Lateness of a loaded machine stays below this; a step of its clock does not.
 CLOCK_JUMP_S = 2.0
-# Relative names as in DESIGN 5. image_raw itself is left out: its frames are in /compressed.
+# Relative names. image_raw itself is left out: its frames are in /compressed.
 RECORDED_TOPICS: dict[str, str] = {
     'user/audio': 'avatar_bringup/msg/AudioChunk',
     'user/text': 'std_msgs/msg/String',

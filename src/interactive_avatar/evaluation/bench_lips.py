@@ -33,9 +33,9 @@ from interactive_avatar.media.clock import (
     SAMPLES_PER_FRAME,
 )
 
-AIM_CORRELATION = 0.6
-AIM_LAG_MS = 80.0
-AIM_SILENCE_SHARE = 0.15
+AIM_CORRELATION = 0.85
+AIM_LAG_MS = 40.0
+AIM_SILENCE_SHARE = 0.05
 # Lips meet in these, whoever speaks; and these vowels part them most.
 BILABIALS = ('B', 'M', 'P')
 OPEN_VOWELS = ('AA', 'AE', 'AH', 'AO', 'AW', 'AY')
@@ -228,7 +228,7 @@ def _print(result: dict[str, Any]) -> None:
                             ('correlation_in_speech', 'the same, frames with speech only', ''),
                             ('lag_ms', 'lag (ms, + is late)', f'±{AIM_LAG_MS:.0f}'),
                             ('motion_in_silence', 'motion in silence / in speech',
-                             f'< {AIM_SILENCE_SHARE}'),
+                             f'≤ {AIM_SILENCE_SHARE}'),
                             ('closing', 'lips closer in /b m p/ than in open vowels (0.5: '
                              'chance)', ''),
                             ('in_domain_sync_confidence', 'in-domain sync: confidence', ''),

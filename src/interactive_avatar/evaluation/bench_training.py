@@ -19,6 +19,8 @@ from typing import Any
 from interactive_avatar.evaluation.report import number, table
 
 WORKER = 'interactive_avatar.training.scaling'
+# What a stage does once, or only at first, is not to be timed as its steps.
+OPTIONS = {'distil': 'critic_warm_up: 3\nreader_steps: 20\n'}
 ACCUMULATING = ('teacher',)
 """Stages that can work a batch off in parts; the others take it at once."""
 
@@ -77,8 +79,13 @@ def run(todo: Sequence[Case], folder: Path, extra: Sequence[str]) -> list[str]:
     wrong = []
     for case in todo:
         print(f'--- {case.name}', flush=True)
+        options = []
+        if case.stage in OPTIONS:
+            path = folder / f'{case.stage}.yaml'
+            path.write_text(OPTIONS[case.stage])
+            options = ['--config', str(path)]
         with (folder / f'{case.name}.log').open('w') as log:
-            done = subprocess.run(case.command(folder, extra), stdout=log,
+            done = subprocess.run(case.command(folder, [*options, *extra]), stdout=log,
                                   stderr=subprocess.STDOUT, check=False)
         if done.returncode:
             lines = (folder / f'{case.name}.log').read_text().strip().splitlines()

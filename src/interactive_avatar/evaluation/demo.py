@@ -343,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--config', default='config/avatar.yaml', help='parameter file')
     parser.add_argument('--model', help='folder of another generator model')
     parser.add_argument('--set', action='append', default=[], metavar='NODE.PARAMETER=VALUE',
-                        help='set a parameter, such as generator.reference=ada; repeatable')
+                        help='set a parameter, such as generator.reference=maya; repeatable')
     parser.add_argument('--page', action='store_true',
                         help='also serve the page, to watch in a browser')
     parser.add_argument('--ready-timeout', type=float, default=180.0, metavar='SECONDS',

@@ -90,8 +90,8 @@ def lip_fit(measured: ArrayLike, true: ArrayLike, max_lag_frames: int = MAX_LAG_
             frame_rate_hz: float = FRAME_RATE_HZ) -> LipFit:
     """Best correlation of the measured lip gap with the true opening over a range of lags.
 
-    Source: normalised cross-correlation (J. P. Lewis, Fast normalized cross-correlation, 1995),
-    as METHOD's offline set asks: mouth opening of an independent judge against the known one.
+    Source: normalised cross-correlation (J. P. Lewis, Fast normalized cross-correlation, 1995):
+    mouth opening of an independent judge against the known one.
 
     Args:
         measured: [n] lip gap by a judge, any unit, NaN where there is no face.
@@ -182,7 +182,7 @@ def in_domain_sync(mouth: ArrayLike, sound: ArrayLike,
 def motion_ratio(values: ArrayLike, speaking: ArrayLike) -> float:
     """Mean absolute change per frame while silent, relative to that while speaking.
 
-    Source: METHOD, "mouth energy in silence"; 0 is a mouth that rests, 1 one that never does.
+    0 is a mouth that rests, 1 one that never does.
 
     Args:
         values: [n] lip gap or any measure of the mouth, NaN where unknown.
@@ -247,8 +247,6 @@ def frame_change(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def seam_ratio(frames: NDArray[np.uint8], frames_per_chunk: int = FRAMES_PER_CHUNK) -> float:
     """Change across chunk borders relative to the change inside chunks; 1 is seamless.
-
-    Source: METHOD, offline set ("change across chunk borders / inside chunks").
 
     Args:
         frames: uint8 [n, H, W, 3], the first being the first of a chunk.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory compressor: a group of latents that left the adjacent queue becomes a few tokens.
 
-(3D conv + SiLU)×N → attention → SiLU at the denoiser's width, after InteractiveAvatar (arXiv
-2606.22905, project page), beside a low-resolution branch through the denoiser's own patch
+(3D conv + SiLU)×N → attention → SiLU → linear to the denoiser's width, after InteractiveAvatar
+(arXiv 2606.22905, project page), beside a low-resolution branch through the denoiser's own patch
 embedding that carries the picture while the convolutions still learn (after the
 frame-preservation pretraining of arXiv 2512.23851; the learnt branch starts at zero).
 """

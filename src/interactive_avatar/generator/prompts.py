@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prompts that the generator is trained on, and the world that they describe.
 
-Two kinds of prompt exist (DESIGN section 8). A *stable* prompt describes the world while nothing
+Two kinds of prompt exist. A *stable* prompt describes the world while nothing
 happens: what is worn, where the person looks, the expression, whether they listen. An *action*
 prompt describes what happens now. Reasoning emits prompts only through `stable_prompt` and
 `action_prompt`, so nothing reaches the generator that it was not trained on; free text from a

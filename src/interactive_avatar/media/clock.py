@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The media clock: one time base for sound and picture (DESIGN section 4)."""
+"""The media clock: one time base for sound and picture (docs/architecture.md)."""
 
 from __future__ import annotations
 

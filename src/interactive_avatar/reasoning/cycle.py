@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State-Cycling: the avatar's behaviour as one table (DESIGN section 8).
+"""State-Cycling: the avatar's behaviour as one table (docs/architecture.md).
 
 In the phase STABLE the avatar is silent and the generator is given the stable prompt; in the
 phase ACTION a turn is said and shown. `TABLE` holds every transition; `StateCycle` applies it and

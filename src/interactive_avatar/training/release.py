@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.export import export
+from interactive_avatar.generator.model import CONFIG_NAME, IDENTITIES_NAME
 from interactive_avatar.generator.networks import Generator
 from interactive_avatar.generator.sampler import levels_of
 from interactive_avatar.media.picture import write_image
-from interactive_avatar.training.common import join_parts
-from interactive_avatar.training.pipeline import WEIGHTS
+from interactive_avatar.training.pipeline import WEIGHTS, weights_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``avatar export``."""
     parser.add_argument('--weights', type=Path, required=True, nargs='+',
-                        help=f'folders with {WEIGHTS} or its parts, as stages write; later '
-                             'ones overrule earlier ones')
+                        help=f'folders with {WEIGHTS} or its parts, as stages write, or released '
+                             'models; later ones overrule earlier ones')
     parser.add_argument('--levels', default='', metavar='L,L',
-                        help="noise levels of the model's sampler, as 1,0.5, one for each step")
+                        help="noise levels of the model's sampler, as 1,0.5, one for each step; left "
+                             "out, a released model's own, else 1,0.5")
     parser.add_argument('--out', type=Path, default=Path('models/compact'))
     parser.add_argument('--people', type=Path, default=Path('assets/people.npz'),
                         help='baked people, for the reference pictures')
@@ -31,18 +33,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Export weights and draw the named identities."""
+    """Export weights and draw the named identities; those of a released model come along.
+
+    Raises:
+        ValueError: if some part of the model has no weights, or an identity is no NAME=NUMBER.
+    """
     config, levels = GeneratorConfig(), levels_of(args.levels)
+    for folder in args.weights:
+        if (folder / CONFIG_NAME).is_file():
+            config = GeneratorConfig.from_json((folder / CONFIG_NAME).read_text())
     if levels:
         config = replace(config, sampler=replace(config.sampler, levels=levels))
     generator = Generator(config)
+    fresh = frozenset(generator.state_dict())
     for folder in args.weights:
-        generator.load(join_parts(folder, WEIGHTS), partial=True)
+        fresh &= generator.load(weights_file(folder, WEIGHTS), partial=True)
+    if fresh:
+        raise ValueError(
+            f'{len(fresh)} weights are in none of {", ".join(map(str, args.weights))}, such as '
+            f'{min(fresh)!r}: stages write what they trained to --out and the whole model to '
+            f'--state, so give that folder (checkpoints/state) or both')
     export(generator, args.out)
+    for folder in args.weights:
+        if (folder / IDENTITIES_NAME).is_dir() and folder.resolve() != args.out.resolve():
+            shutil.copytree(folder / IDENTITIES_NAME, args.out / IDENTITIES_NAME,
+                            dirs_exist_ok=True)
     if args.identity:
         from interactive_avatar.training.render.renderer import Renderer
         renderer = Renderer(args.people)
-        folder = args.out / 'identities'
+        folder = args.out / IDENTITIES_NAME
         folder.mkdir(exist_ok=True)
         for item in args.identity:
             name, _, number = item.partition('=')

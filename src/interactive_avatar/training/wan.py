@@ -249,7 +249,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--random', choices=sorted(SIZES), help='random weights, to measure')
     parser.add_argument('--side', type=int, default=0, help='of the picture, with --random')
     parser.add_argument('--clips', type=Path,
-                        help='folder of clips (docs/training.md); random ones with --random')
+                        help='folder of clips (docs/wan.md); random ones with --random')
     parser.add_argument('--steps', type=int, default=1000)
     parser.add_argument('--seconds', type=float, default=0.0, help='instead of --steps')
     parser.add_argument('--accumulate', type=int, default=1, help='streams per process')

@@ -367,7 +367,7 @@ def read_clips(folder: Path, config: WanConfig, device: torch.device
                                  tensors.get('latents')))
     if not clips or empty is None:
         raise ValueError(f'{str(folder)!r} must hold clips (*.safetensors) and empty.safetensors; '
-                         f'docs/training.md says what is in them')
+                         f'docs/wan.md says what is in them')
     return clips, empty
 
 

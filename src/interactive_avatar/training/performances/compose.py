@@ -70,7 +70,7 @@ GAZE_HEAD_SHARE: Final = 0.64
 AWAY_M: Final = 0.75
 FIRST_SIDE: Final = 1.0
 STEP_FRAMES: Final = 25
-# A prompt is to be seen in the chunk that is the first to have it (DESIGN 5, Cache-Switching), so
+# A prompt is to be seen in the chunk that is the first to have it (Cache-Switching), so
 # motion begins with it, and a face that is to change has most of it done by the chunk's end.
 FACE_FRAMES: Final = 5
 OBJECT_FRAMES: Final = 12

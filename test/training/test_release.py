@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``avatar export``: whole models only, from what stages write or from a released one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'generator'))
+
+from tiny import TINY
+
+from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.model import ModelFiles
+from interactive_avatar.generator.networks import Generator
+from interactive_avatar.training import release
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tiny:
+        from_json = GeneratorConfig.from_json
+
+        def __call__(self) -> GeneratorConfig:
+            return TINY
+
+    monkeypatch.setattr(release, 'GeneratorConfig', Tiny())
+
+
+def arguments(*words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    release.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def test_parts_of_a_model_are_refused_and_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (tmp_path / 'out').mkdir()
+    Generator(TINY).save(tmp_path / 'out' / release.WEIGHTS, quantise=False,
+                         prefixes=('audio.', 'denoiser.'))
+    with pytest.raises(ValueError, match=r"such as 'autoencoder\..*checkpoints/state"):
+        release.main(arguments('--weights', tmp_path / 'out', '--out', tmp_path / 'model'))
+    assert not (tmp_path / 'model').exists()
+
+
+def test_a_released_model_is_exported_again_with_other_levels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (tmp_path / 'state').mkdir()
+    Generator(TINY).save(tmp_path / 'state' / release.WEIGHTS, quantise=False)
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    assert release.main(arguments('--weights', tmp_path / 'state', '--out', one,
+                                  '--levels', '1')) == 0
+    (one / 'identities').mkdir()
+    (one / 'identities' / 'ada.png').write_bytes(b'picture')
+    assert release.main(arguments('--weights', one, '--out', two, '--levels', '1,0.25')) == 0
+    first, second = ModelFiles.open(one), ModelFiles.open(two)
+    assert release.main(arguments('--weights', one, '--out', tmp_path / 'same')) == 0
+    assert ModelFiles.open(tmp_path / 'same').config == ModelFiles.open(one).config
+    assert (first.config.sampler.levels, second.config.sampler.levels) == ((1.0,), (1.0, 0.25))
+    assert (two / 'identities' / 'ada.png').read_bytes() == b'picture'
+    before, after = Generator(TINY), Generator(TINY)
+    before.load(one / 'model.safetensors')
+    after.load(two / 'model.safetensors')
+    for (name, a), b in zip(before.state_dict().items(), after.state_dict().values(),
+                            strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3, msg=name)
