@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f'folders with {WEIGHTS} or its parts, as stages write, or released '
                              'models; later ones overrule earlier ones')
     parser.add_argument('--levels', default='', metavar='L,L',
-                        help="noise levels of the model's sampler, as 1,0.5, one for each step; left "
-                             "out, a released model's own, else 1,0.5")
+                        help="noise levels of the model's sampler, as 1,0.5, one for each step; "
+                             "left out, a released model's own, else 1,0.5")
     parser.add_argument('--out', type=Path, default=Path('models/compact'))
     parser.add_argument('--people', type=Path, default=Path('assets/people.npz'),
                         help='baked people, for the reference pictures')
