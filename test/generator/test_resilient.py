@@ -40,12 +40,25 @@ def test_the_stream_goes_on_from_its_snapshot(model: Path) -> None:
         np.testing.assert_array_equal(stream.step(silence).frames, twin.step(silence).frames)
     assert not told
     stream.switch('somebody else')
-    # The snapshot is of before the seventh chunk: that one is made again, under the new prompt.
     chunk = stream.step(silence)
-    assert (chunk.index, chunk.prompt) == (6, 'somebody else')
-    assert [stream.step(silence).index for _ in range(3)] == [7, 8, 9]
+    assert (chunk.index, chunk.prompt) == (7, 'somebody else')
+    assert [stream.step(silence).index for _ in range(3)] == [8, 9, 10]
     assert stream.backend_name == 'onnx'
     assert len(told) == 1 and "'failing' was lost" in told[0] and '1 chunks ago' in told[0]
+
+
+def test_no_sound_is_lost_and_none_is_heard_again(model: Path) -> None:
+    files = ModelFiles.open(model)
+    stream = ResilientStream(open_stream(FailingBackend(files)),
+                             lambda: open_stream(OnnxBackend(files)), lambda text: None, 3)
+    twin = open_stream(OnnxBackend(files))
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        speech = rng.integers(-9000, 9000, CHUNK_SAMPLES).astype(np.int16)
+        ours, theirs = stream.step(speech), twin.step(speech)
+        np.testing.assert_array_equal(ours.audio, theirs.audio)
+        assert ours.index == theirs.index
+    assert stream.backend_name == 'onnx'
 
 
 def test_a_second_loss_is_not_hidden(model: Path) -> None:

@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy import TINY, shard
 
 from interactive_avatar.training.autoencoder import (
     FACE_POINTS,
     STRENGTH_PX,
     AutoencoderOptions,
+    Streams,
     change_strength,
     flow_loss,
     picture_loss,
@@ -114,3 +123,26 @@ def test_a_picture_that_moves_too_little_costs_strength_and_a_new_stream_does_no
     assert extra(true, True) > 0.01  # it shows a black frame before, and jumps
     lacking = change_strength(true, before)[:, 1:].mean() * 3 / 4
     assert extra(frozen, False) == pytest.approx(float(lacking), rel=1e-4)
+
+
+def test_the_frame_before_is_the_one_that_was_shown() -> None:
+    """Also after a jump and beside a still; a picture's grey value is its number."""
+    data = shard(clips=3, chunks=12)
+    side, length = 32, data.length
+    numbers = torch.arange(3 * length, dtype=torch.uint8).view(3, length, 1, 1, 1)
+    data.frames = numbers.expand(3, length, side, side, 3).contiguous()
+    data.stills = torch.full((3, 2, side, side, 3), 250, dtype=torch.uint8)
+    data.still_marks = torch.zeros(3, 2, 3, 2)
+    options = AutoencoderOptions(batch=8, chunks=2, still_share=0.5, jump_share=0.5,
+                                 restart_share=0.1)
+    streams = Streams(data, options, replace(TINY.autoencoder, picture_px=side))
+    shown, went_on = None, 0
+    for _ in range(20):
+        step = streams.next()
+        assert step.frames.shape == (8, 9, 3, side, side) and step.seen.all()
+        if shown is not None:
+            same = (step.frames[:, 0] == shown).all((1, 2, 3))
+            assert same[~streams.fresh].all()
+            went_on += int((~streams.fresh).sum())
+        shown = step.frames[:, -1]
+    assert went_on > 20

@@ -51,6 +51,21 @@ def test_processes_share_the_files(tmp_path: Path) -> None:
     assert torch.equal(odd.latents, made[1])
 
 
+def test_turns_do_not_shift_when_names_come_in_between(tmp_path: Path) -> None:
+    made = {seed: write(tmp_path, seed, 1) for seed in (20, 30)}
+    folders = [folder_of(tmp_path, rank, 2) for rank in range(2)]
+    shards = [folder.first(0, 0.0) for folder in folders]
+    for seed in (21, 10, 31):
+        made[seed] = write(tmp_path, seed, 1)
+        for folder in folders:
+            folder.take()
+    # In the order in which they were found: 20, 30, 21, 10, 31.
+    assert torch.equal(shards[0].latents, torch.cat([made[20], made[21], made[31]]))
+    assert torch.equal(shards[1].latents, torch.cat([made[30], made[10]]))
+    again = folder_of(tmp_path).first(0, 0.0)
+    assert torch.equal(again.latents, torch.cat([made[s] for s in (20, 30, 21, 10, 31)]))
+
+
 def test_an_empty_folder_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='avatar render --out'):
         folder_of(tmp_path).first(0, 0.0)

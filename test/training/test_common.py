@@ -53,6 +53,15 @@ def test_the_rate_rises_then_falls() -> None:
     assert learning_rate(1.0, 1.0) == pytest.approx(0.02)
 
 
+def test_parts_of_a_longer_file_do_not_stay(tmp_path: Path) -> None:
+    source = tmp_path / 'weights'
+    for size in (50, 20):
+        source.write_bytes(bytes(range(size)))
+        save_parts(source, tmp_path, part_bytes=16)
+    source.unlink()
+    assert join_parts(tmp_path, 'weights').read_bytes() == bytes(range(20))
+
+
 OPTIONS = {'autoencoder': AutoencoderOptions, 'teacher': TeacherOptions, 'memory': MemoryOptions,
            'distil': DistilOptions}
 

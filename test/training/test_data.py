@@ -34,6 +34,8 @@ from interactive_avatar.training.data import (
     told,
 )
 from interactive_avatar.training.performances import Performance
+from interactive_avatar.training.probe import fit_probe
+from interactive_avatar.training.reader import MouthReader
 
 CHUNKS = 20
 BARE = WorldState()
@@ -137,3 +139,28 @@ def test_windows_that_are_not_told_have_all_of_their_past() -> None:
             assert batch.told.tolist() == [clip == 0] * 4
             hidden.append((batch.mask[:, 0, long] < 0).any(1))
         assert bool(torch.stack(hidden).any()) == (clip == 0)
+
+
+def test_an_empty_room_has_no_lips_to_be_read() -> None:
+    """Neither reading's loss asks for what one who is out of view does."""
+    data = toy.shard(clips=2, chunks=40)
+    data.in_view[0, 8:12] = False
+    seen = data.seen(torch.tensor([0, 1]), torch.tensor([1, 1]), 3)
+    assert seen.tolist() == [[True, False, True], [True, True, True]]
+    reader = MouthReader(toy.TINY)
+    reading = fit_probe(data, chunks=200)
+    made = data.latents[:, 1:4].float().clone().requires_grad_()
+    marks = data.chunk_marks(torch.tensor([0, 1]), torch.tensor([1, 1]), 3)
+    losses = []
+    for asked in (0.0, 5.0):
+        torch.manual_seed(0)
+        units, probe_units = torch.rand(2, 3, 4, 16), torch.rand(2, 3, 4, 4)
+        units[0, 1] += asked
+        probe_units[0, 1] += asked
+        read = reader(made.flatten(0, 1), data.references[:, 0].float().repeat_interleave(
+            3, 0)).unflatten(0, (2, 3))
+        losses.append(reader.loss(read, units, seen) + reading.loss(
+            made.flatten(0, 1), marks.flatten(0, 1), probe_units.flatten(0, 1), seen.flatten()))
+    assert torch.equal(losses[0], losses[1])
+    losses[0].backward()
+    assert not made.grad[0, 1].any() and made.grad[0, 0].any() and made.grad[1, 1].any()

@@ -13,11 +13,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import toy
 from toy import TINY, prompts, shard, trainee
 
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.denoiser import rotate
 from interactive_avatar.generator.memory import DynamicKeyFrames, History, frame_feature
+from interactive_avatar.training.data import Shard
 from interactive_avatar.training.rollout import (
     Rollout,
     key_frame_slot,
@@ -190,3 +192,28 @@ def test_a_segment_must_be_whole_groups() -> None:
         Rollout(trainee().denoiser, shard(), prompts(), 2, 7, 0.0, False)
     with pytest.raises(ValueError, match='does not fit'):
         Rollout(trainee().denoiser, shard(chunks=40), prompts(), 2, 45, 0.0, False)
+
+
+def test_streams_find_their_clips_again_or_begin_anew() -> None:
+    data = toy.shard(clips=2)
+    model = toy.trainee()
+
+    def rollout(of: Shard) -> Rollout:
+        return Rollout(model.denoiser, of, toy.prompts(), 4, 10, 0.0, captured=False)
+
+    before = rollout(data)
+    before.begin(20)
+    before.advance(model.audio, (1.0,))
+    before.clip[:] = torch.tensor([0, 1, 0, 1])
+    kept = before.state_dict()
+    # Another clip has come to lie between the two, and the second is now the third.
+    stranger = toy.shard(clips=1, seed=9)
+    first, second = ({name: value[i:i + 1] for name, value in data.state().items()}
+                     for i in range(2))
+    after = rollout(Shard.of([first, stranger.state(), second], TINY, toy.CPU, 0))
+    after.load_state_dict(kept)
+    over = after.at + after.chunks > data.latents.shape[1]
+    assert over.tolist() == [False, True, False, True]
+    fewer = rollout(Shard.of([first], TINY, toy.CPU, 0))
+    fewer.load_state_dict(kept)
+    assert (fewer.at + fewer.chunks > data.latents.shape[1]).tolist() == [False, True, False, True]

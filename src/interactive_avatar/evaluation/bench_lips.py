@@ -133,10 +133,11 @@ def summarise(items: Sequence[HeldOut], gaps: Sequence[NDArray[np.float64]]) -> 
             for item, gap in zip(items, gaps, strict=True)]
     truth = [item.mouth_open[:gap.size] for item, gap in zip(items, gaps, strict=True)]
     speaking = [item.speaking()[:gap.size] for item, gap in zip(items, gaps, strict=True)]
-    whole = metrics.lip_fit(pooled(gaps), pooled(truth))
-    spoken = metrics.lip_fit(
-        pooled([np.where(on, gap, np.nan) for on, gap in zip(speaking, gaps, strict=True)]),
-        pooled(truth))
+    said = [np.where(on, gap, np.nan) for on, gap in zip(speaking, gaps, strict=True)]
+    # Both to mean 0 and spread 1 over the same frames: what is left out of one is of both.
+    whole, spoken = (metrics.lip_fit(pooled(chosen), pooled(
+        [np.where(np.isfinite(gap), true, np.nan) for gap, true in zip(chosen, truth, strict=True)
+         ])) for chosen in (gaps, said))
     ratios = [metrics.motion_ratio(gap, on) for gap, on in zip(gaps, speaking, strict=True)]
     known = [ratio for ratio in ratios if np.isfinite(ratio)]
     heard, other, heard_each = sync.sync_fits(items, gaps)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interactive_avatar.generator.backends.base import BackendLostError
-from interactive_avatar.generator.stream import AvatarStream, Chunk, Snapshot
+from interactive_avatar.generator.stream import AvatarStream, Chunk, Hearing, Snapshot
 
 SNAPSHOT_CHUNKS = 25
 """Chunks between snapshots, 4 s: what is lost of the memory when a card fails, and no more."""
@@ -18,6 +19,9 @@ SNAPSHOT_CHUNKS = 25
 
 class ResilientStream:
     """Drives a stream, keeps a recent snapshot in host memory, and moves to a second stream.
+
+    What is lost are pictures of the memory since the snapshot; sound and numbers of chunks go on
+    from where they are.
 
     Args:
         stream: the stream.
@@ -33,6 +37,8 @@ class ResilientStream:
         self._every, self._since, self._moved = snapshot_chunks, 0, False
         self._prompt = stream.prompt
         self._snapshot: Snapshot = stream.snapshot()
+        # Taken before each chunk: one may fail after the stream has moved on.
+        self._hearing: Hearing = stream.hearing
 
     @property
     def overlaps(self) -> bool:
@@ -55,6 +61,7 @@ class ResilientStream:
         try:
             if not self._moved and self._since >= self._every:
                 self._snapshot, self._since = self._stream.snapshot(), 0
+            self._hearing = self._stream.hearing
             chunk = self._stream.step(speech, shown)
         except BackendLostError as error:
             self._move(error)
@@ -101,9 +108,9 @@ class ResilientStream:
             raise error
         lost = self._stream.backend.name
         fallback = self._open_fallback()
-        fallback.restore(self._snapshot)
+        fallback.restore(replace(self._snapshot, **vars(self._hearing)))
         fallback.switch(self._prompt)
         self._stream, self._moved = fallback, True
         self._report(f'backend {lost!r} was lost ({error}); the stream goes on with '
-                     f'{fallback.backend.name!r} from {self._since} chunks ago. Restart the node '
-                     f'when the card works again')
+                     f'{fallback.backend.name!r}, its memory from {self._since} chunks ago. '
+                     f'Restart the node when the card works again')

@@ -98,6 +98,15 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Hearing:
+    """Where a stream stands in its sound, of no backend: see `Snapshot`."""
+
+    mel: NDArray[np.float32]
+    heard: NDArray[np.int16]
+    index: int
+
+
+@dataclass(frozen=True)
 class BegunChunk:
     """A chunk whose job is ready for the backend; see `AvatarStream.begin`."""
 
@@ -377,6 +386,11 @@ class AvatarStream:
         end = 2 * CHUNK_SAMPLES - self.lookahead_ms * SAMPLE_RATE_HZ // 1000
         both = np.concatenate([self._state.heard, begun.speech])
         return both[end - CHUNK_SAMPLES:end]
+
+    @property
+    def hearing(self) -> Hearing:
+        """Where the stream stands in its sound; what it holds is never written to."""
+        return Hearing(self._state.mel, self._state.heard, self._state.index)
 
     def snapshot(self) -> Snapshot:
         """The whole state between two chunks, for `restore` on any stream of the same model."""

@@ -120,7 +120,8 @@ class Step(NamedTuple):
 
     Attributes:
         frames: [B, 1 + n, 3, H, W] in [-1, 1], the first being the one before.
-        marks: [B, n, 3, 2] in pixels; units: [B, n, k].
+        marks: [B, n, 3, 2] in pixels; units: [B, n, k]; seen: bool [B, n], whether anybody is in
+            view.
         last_marks, picture_marks: [B, 3, 2], of the frame shown last and of the reference.
         predicted: the denoiser's idea of the latents, [B, chunks, C, h, w], or None.
         uses_predicted: bool [B], whether a stream is to be decoded from it.
@@ -129,6 +130,7 @@ class Step(NamedTuple):
     frames: Tensor
     marks: Tensor
     units: Tensor
+    seen: Tensor
     last_marks: Tensor
     picture_marks: Tensor
     predicted: Tensor | None
@@ -155,6 +157,7 @@ class Streams:
         self._uses_predicted = torch.zeros(count, dtype=torch.bool, device=device)
         self.picture = torch.zeros(count, 3, side, side, device=device)
         self.last = torch.zeros_like(self.picture)
+        self._before = torch.zeros_like(self.picture)
         self._picture_marks = torch.zeros(count, 3, 2, device=device)
         self._last_marks = torch.zeros_like(self._picture_marks)
         self.previous = torch.zeros(count, config.latent_channels, config.latent_px,
@@ -190,16 +193,22 @@ class Streams:
         moving = ~self._chance(options.still_share)
         step = torch.arange(self._step, device=self._at.device)[None]
         index = self._at[:, None] + step * moving[:, None]
-        before = torch.where(moving, self._at - 1, self._at).clamp_min(0)
-        shown = torch.cat([before[:, None], index], 1)
+        # The frame before is the one that the stream has shown, which after a jump or a still is
+        # another than the clip's: a decoder that does right must not be told of a change.
+        first = as_input(shard.frames[self._clip, (self._at - 1).clamp_min(0)])
+        before = torch.where(fresh, first, self._before)
+        frames = torch.cat([before[:, None],
+                            as_input(shard.frames[self._clip[:, None], index])], 1)
+        self._before = frames[:, -1]
         predicted = None
         if shard.predicted is not None:
             chunk = self._at[:, None] // FRAMES_PER_CHUNK + torch.arange(
                 options.chunks, device=self._at.device)
             predicted = shard.predicted[self._clip[:, None], chunk]
-        result = Step(as_input(shard.frames[self._clip[:, None], shown]),
+        result = Step(frames,
                       shard.marks[self._clip[:, None], index],
                       shard.probe_units[self._clip[:, None], index],
+                      shard.in_view[self._clip[:, None], index],
                       last_marks, self._picture_marks,
                       predicted, self._uses_predicted & moving)
         self._at = torch.where(moving, self._at + self._step, self._at)
@@ -310,7 +319,7 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     while (progress := budget.progress()) < 1.0:
         for group in optimiser.param_groups:
             group['lr'] = learning_rate(progress, options.peak_rate)
-        frames, marks, units, last_marks, picture_marks, predicted, uses_predicted = \
+        frames, marks, units, seen, last_marks, picture_marks, predicted, uses_predicted = \
             streams.next()
         before, true = frames[:, 0], frames[:, 1:]
         weight = face_weight(marks, frames.shape[-1], options)
@@ -348,8 +357,10 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
         if not frozen:
             clean = latents[:, :-1].flatten(0, 1)
             groups = (options.chunks, FRAMES_PER_CHUNK)
-            read = F.mse_loss(probe(clean, marks.unflatten(1, groups).mean(2).flatten(0, 1)),
-                              units.unflatten(1, groups).flatten(0, 1))
+            read = (probe(clean, marks.unflatten(1, groups).mean(2).flatten(0, 1))
+                    - units.unflatten(1, groups).flatten(0, 1)).square().mean((1, 2))
+            there = seen.unflatten(1, groups).all(2).flatten()
+            read = (read * there).mean() / there.float().mean().clamp_min(1e-6)
             loss = loss + options.probe_weight * read
             figures['probe'] = read
         if former_encoder is not None:

@@ -26,6 +26,7 @@ from interactive_avatar.training.data import Shard, ShardOptions
 
 LOOK_AGAIN_S = 10.0
 """How often a training stage looks for clips that have come."""
+ORDER_NAME = 'order.txt'
 PREFIX = 'clips'
 
 
@@ -59,8 +60,9 @@ def require_encoder(fresh: frozenset[str], weights: Path) -> None:
 class ClipFolder:
     """The clips that `avatar render` writes into a folder, as they come.
 
-    With several processes each takes the files whose turn, in the order of their names, is its
-    own.
+    The first process notes the order in which files were found (`ORDER_NAME`), and every process
+    takes those whose turn is its own. So nobody's turn shifts when a file comes whose name lies
+    between others, and a later call finds the clips in the same order.
 
     Args:
         folder: what ``--out`` of the rendering was. process: who asks.
@@ -93,9 +95,19 @@ class ClipFolder:
         return self.shard
 
     def _new(self) -> list[Path]:
-        files = sorted(self._folder.glob(f'{PREFIX}*.pt'))
-        own = files[self._process.rank::self._process.world]
-        return [path for path in own if path not in self._taken]
+        order = self._folder / ORDER_NAME
+        names = order.read_text().split() if order.is_file() else []
+        if self._process.leads:
+            known = set(names)
+            fresh = sorted(path.name for path in self._folder.glob(f'{PREFIX}*.pt')
+                           if path.name not in known)
+            if fresh:
+                names += fresh
+                part = order.with_suffix(f'.{os.getpid()}.tmp')
+                part.write_text('\n'.join(names) + '\n')
+                part.replace(order)
+        own = [self._folder / name for name in names[self._process.rank::self._process.world]]
+        return [path for path in own if path not in self._taken and path.is_file()]
 
     def poll(self) -> None:
         """Between steps: take what has come, at most every `LOOK_AGAIN_S`."""

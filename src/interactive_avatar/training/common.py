@@ -233,6 +233,8 @@ class Log:
 def save_parts(source: Path, folder: Path, part_bytes: int = 15 << 20) -> list[Path]:
     """Split a file into ``name.part00`` …, small enough to be carried; `join_parts` undoes."""
     data = source.read_bytes()
+    for old in folder.glob(f'{source.name}.part*'):
+        old.unlink()  # of a longer file, which would be joined to this one's
     parts = []
     for index, start in enumerate(range(0, len(data), part_bytes)):
         part = folder / f'{source.name}.part{index:02d}'

@@ -235,6 +235,13 @@ class Shard:
                                    chunk[..., None] * FRAMES_PER_CHUNK + step].mean(2)
         return marks
 
+    def seen(self, clip: Tensor, at: Tensor, chunks: int) -> Tensor:
+        """Whether somebody is in view all through each of the chunks from ``at`` on, bool
+        [B, chunks]; clip, at [B]."""
+        chunk = at[:, None] + torch.arange(chunks, device=self.device)
+        step = torch.arange(FRAMES_PER_CHUNK, device=self.device)
+        return self.in_view[clip[:, None, None], chunk[..., None] * FRAMES_PER_CHUNK + step].all(2)
+
     @torch.no_grad()
     def encode(self, encode: Callable[[Tensor], Tensor], batch: int = 64) -> None:
         """Latents of every chunk, and of the stills as references."""
@@ -316,7 +323,8 @@ class WindowBatch:
         follows: [B, F] bool, whether a frame has one before it (else the reference stands there).
         mel: [B, T + 2, 96, 64]; mouth: [B, T + 2, 4, 16]; weight: [B, T, 1, h, w].
         marks: of the targets, [B, T, 3, 2] in pixels; units: [B, T, 4, k], as `probe_units`.
-        clip: [B] which clips they are; told: bool [B], see `Shard`; the rest as in `Window`, for
+        clip: [B] which clips they are; told: bool [B], see `Shard`; seen: bool [B, T], whether
+            somebody is in view; the rest as in `Window`, for
             its F = 2 T + 1 frames.
     """
 
@@ -335,6 +343,7 @@ class WindowBatch:
     text_index: Tensor
     clip: Tensor
     told: Tensor
+    seen: Tensor
 
 
 def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
@@ -420,7 +429,8 @@ def draw_windows(shard: Shard, batch: int, targets: int, prompts: int = 4,
     weight = cell_weight(marks_px, config.autoencoder.latent_px, mouth_weight, eye_weight)
     reference = shard.references[clip, pick].float()
     return WindowBatch(latents, adjacent_visible[..., 1], mel, mouth, weight, marks_px, units,
-                       reference, groups, short_index, mask, chosen, text_index, clip, told)
+                       reference, groups, short_index, mask, chosen, text_index, clip, told,
+                       shard.seen(clip, s, targets))
 
 
 def noised_window(batch: WindowBatch, made: Tensor, context: Tensor, context_level: Tensor,

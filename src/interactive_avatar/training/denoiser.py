@@ -178,7 +178,7 @@ def train_denoiser(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
         # x_t − t v, written as the truth and the error of v, which are at hand.
         made = clean - level[..., None, None, None] * (velocity.float() - (noise - clean))
         units = reading.loss(made.flatten(0, 1), batch.marks.flatten(0, 1),
-                             batch.units.flatten(0, 1))
+                             batch.units.flatten(0, 1), batch.seen.flatten())
         total = loss + options.mouth_head_weight * read + options.reading_weight * units
         optimiser.zero_grad(set_to_none=True)
         total.backward()

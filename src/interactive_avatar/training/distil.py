@@ -271,7 +271,8 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
             log['anchor'] = anchor
             if reading is not None:
                 units = reading.loss(x0[:anchored].flatten(0, 1), marks.flatten(0, 1),
-                                     segment.probe_units[:anchored].flatten(0, 1))
+                                     segment.probe_units[:anchored].flatten(0, 1),
+                                     segment.seen[:anchored].flatten())
                 loss = loss + options.reading_weight * units
                 log['units'] = units
         if anchored < options.batch:
@@ -280,10 +281,10 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
                 with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
                     read = reader(x0[free].flatten(0, 1), own.reference.repeat_interleave(
                         options.chunks, 0)).float().unflatten(0, own.units.shape[:2])
-                lips = reader.loss(read, own.units)
+                lips = reader.loss(read, own.units, own.seen)
                 loss = loss + options.reader_weight * lips
-                log |= {'lips': lips, 'jaw': correlation(read.detach()[..., 0],
-                                                         own.units[..., 0])}
+                log |= {'lips': lips, 'jaw': correlation(read.detach()[own.seen][..., 0],
+                                                         own.units[own.seen][..., 0])}
             if judges is not None and not warm:
                 with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
                     gradient = judges.gradient(x0[free].detach(), own)

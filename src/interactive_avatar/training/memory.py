@@ -257,6 +257,9 @@ def train_memory(model: Denoiser, shard: Shard, process: Process, run: Run,
     held = min(count - 1, max(1, round(options.held_out_share * count)))
     shard.random.manual_seed(run.seed)
     test = draw_retrieval(shard, options.test_targets, options, (count - held, count))
+    # The one whose picture the shard has: pictures are decoded from both.
+    assert shard.references is not None
+    test.reference = shard.references[test.clip, 0].float()
 
     def measure() -> dict[str, dict[str, float]]:
         with torch.autocast(process.device.type, torch.bfloat16, enabled=cuda):

@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
                                misfits=args.stage in STAGES)
     elif (args.state / WEIGHTS).is_file():
         generator.load(args.state / WEIGHTS)
+    else:
+        fresh = frozenset(generator.state_dict())
     folder = None
     if args.shards is not None and args.stage in STAGES:
         folder = ClipFolder(args.shards, process, config, say)
@@ -151,6 +153,9 @@ def main(argv: list[str] | None = None) -> int:
             say('latents encoded and predicted')
         train_autoencoder(generator.autoencoder, shard, process, args.seconds, args.out, options)
         say('autoencoder trained')
+        if not options.decoder_only:
+            # Of the encoder as it was: the next stage is to draw and encode its clips anew.
+            (args.state / f'latents{process.rank}.pt').unlink(missing_ok=True)
         if process.leads:
             reconstruction_sheet(generator, shard, args.out / 'autoencoder_sheet.png')
     else:
@@ -190,8 +195,9 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
     untrained = [n for n in fresh if n.startswith(('denoiser.', 'audio.', 'autoencoder.encoder'))]
     if untrained:
         raise ValueError(f'the stage {args.stage} needs trained weights, but {untrained[0]!r} and '
-                         f'{len(untrained) - 1} others are missing in {str(args.weights)!r}: give '
-                         f'those of the denoiser stage with --weights')
+                         f'{len(untrained) - 1} others are missing in '
+                         f'{str(args.weights or args.state)!r}: give those of the denoiser stage '
+                         f'with --weights, or the folder that it left with --state')
     run = Run(out=args.out, state=args.state, seconds=args.seconds, steps=args.steps,
               until=args.until, resume=args.resume, seed=args.seed, accumulate=args.accumulate,
               checkpoint_seconds=args.checkpoint_seconds, sharded=args.fsdp,
@@ -223,7 +229,7 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
         if distilling.dmd_weight > 0.0:
             teacher = load_teacher(args.teacher or args.state, config, process)
         optimiser = train_distil(trainee, teacher, shard, prompts, process, run,
-                                 distilling, sheet)
+                                 distilling, partial(sheet, levels=distilling.samplers[0]))
     say(f'{args.stage} trained')
     with averaged(optimiser):
         state = whole_state(generator)

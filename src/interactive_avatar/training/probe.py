@@ -58,16 +58,19 @@ class Reading:
     spread: Tensor
     explained: Tensor
 
-    def loss(self, made: Tensor, marks_px: Tensor, units: Tensor) -> Tensor:
+    def loss(self, made: Tensor, marks_px: Tensor, units: Tensor, seen: Tensor) -> Tensor:
         """Squared error of the units read off latents, in units of their spread, weighed by how
         well they can be read.
 
         Args:
             made: latents [B, C, h, w]. marks_px: [B, 3, 2]. units: the truth, [B, 4, k].
+            seen: bool [B], whether anybody is in view: nothing can be read off an empty room,
+                and a loss of it would draw a face there.
         """
         error = (self.probe(made, marks_px) - units) / self.spread
         weight = self.explained.clamp_min(0.0)
-        return (error.square() * weight).mean() / weight.mean().clamp_min(1e-6)
+        error = error.square() * weight * seen[:, None, None]
+        return error.mean() / (weight.mean() * seen.float().mean()).clamp_min(1e-6)
 
 
 @torch.no_grad()

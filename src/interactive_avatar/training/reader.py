@@ -62,10 +62,15 @@ class MouthReader(nn.Module):
         units: Tensor = self.out(seen)
         return units.unflatten(1, (FRAMES_PER_CHUNK, self.units)) * self.spread, share
 
-    def loss(self, read: Tensor, units: Tensor) -> Tensor:
-        """Mean squared error in units of each unit's spread over the shard: 1 is knowing
-        nothing."""
-        return ((read - units) / self.spread).square().mean()
+    def loss(self, read: Tensor, units: Tensor, seen: Tensor) -> Tensor:
+        """Mean squared error in units of each unit's spread over the shard: 1 is knowing nothing.
+
+        Args:
+            read, units: [..., 4, 16]. seen: bool [...], whether anybody is in view; the mouth of
+                one who is away is not to be drawn.
+        """
+        error = ((read - units) / self.spread).square().mean((-2, -1))
+        return (error * seen).mean() / seen.float().mean().clamp_min(1e-6)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -75,9 +80,9 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def draw_readings(shard: Shard, count: int, clips: tuple[int, int]
-                  ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Latents, references [N, C, h, w], mouth units [N, 4, 16] and the mouth's cell
-    [N, h · w] (shares that sum to 1) of random chunks."""
+                  ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Latents, references [N, C, h, w], mouth units [N, 4, 16], the mouth's cell [N, h · w]
+    (shares that sum to 1) and whether anybody is in view, bool [N], of random chunks."""
     assert shard.latents is not None and shard.references is not None
     clip = clips[0] + shard._random(clips[1] - clips[0], count)
     chunk = shard._random(shard.latents.shape[1], count)
@@ -89,7 +94,7 @@ def draw_readings(shard: Shard, count: int, clips: tuple[int, int]
     away = ((axis - mouth[:, :1]).square()[:, None, :]
             + (axis - mouth[:, 1:]).square()[:, :, None]).flatten(1)
     return (shard.latents[clip, chunk].float(), shard.references[clip, pick].float(), units,
-            (-away / 2.0).softmax(-1))
+            (-away / 2.0).softmax(-1), shard.seen(clip, chunk, 1)[:, 0])
 
 
 def train_reader(config: GeneratorConfig, shard: Shard, process: Process, seconds: float,
@@ -117,12 +122,13 @@ def train_reader(config: GeneratorConfig, shard: Shard, process: Process, second
     while progress < 1.0:
         for group in optimiser.param_groups:
             group['lr'] = learning_rate(progress, peak_rate)
-        latents, reference, units, place = draw_readings(shard, batch, (0, count - held))
+        latents, reference, units, place, seen = draw_readings(shard, batch, (0, count - held))
         level = noise * torch.rand(batch, 1, 1, 1, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             read, share = reader.read(latents + level * torch.randn_like(latents), reference)
-        looked = -(place[:, None] * share.float().clamp_min(1e-6).log()).sum(-1).mean()
-        loss = reader.loss(read.float(), units) + place_weight * looked
+        looked = -(place[:, None] * share.float().clamp_min(1e-6).log()).sum(-1).mean(-1)
+        looked = (looked * seen).mean() / seen.float().mean().clamp_min(1e-6)
+        loss = reader.loss(read.float(), units, seen) + place_weight * looked
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         process.mean_gradients(reader.parameters())
@@ -133,6 +139,6 @@ def train_reader(config: GeneratorConfig, shard: Shard, process: Process, second
                                      else (time.monotonic() - start) / max(seconds, 1e-9))
     reader.requires_grad_(False).eval()
     with torch.no_grad():
-        latents, reference, units, _ = draw_readings(shard, 1024, (count - held, count))
-        jaw = float(correlation(reader(latents, reference)[..., 0], units[..., 0]))
+        latents, reference, units, _, seen = draw_readings(shard, 1024, (count - held, count))
+        jaw = float(correlation(reader(latents, reference)[seen][..., 0], units[seen][..., 0]))
     return reader, jaw

@@ -44,6 +44,7 @@ class Segment:
         mel: [B, T, 96, 64]; units: mouth units of the clips followed, [B, T, 4, 16], and
             probe_units [B, T, 4, k] (see `Shard`).
         truth: the clips' latents [B, T, C, h, w]; age: chunks each stream had before, [B].
+        seen: bool [B, T], whether somebody is in view in the clip.
         clip, at: [B], which clip and from which of its chunks on; told: bool [B], whether prompts
             name all that is worn, all along.
         prompt_ids: [B, P]; text_index: [B, T].
@@ -60,6 +61,7 @@ class Segment:
     mel: Tensor
     units: Tensor
     probe_units: Tensor
+    seen: Tensor
     truth: Tensor
     age: Tensor
     clip: Tensor
@@ -207,12 +209,24 @@ class Rollout:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a stream has become."""
-        return {name: getattr(self, name).clone() for name in self._STATE}
+        return {name: getattr(self, name).clone() for name in self._STATE} | {'who': self._who()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave. Streams whose clip is another one now begin anew:
+        clips come into a shard in the order in which they are found."""
         for name in self._STATE:
             getattr(self, name).copy_(state[name])
+        assert self._shard.latents is not None
+        count, length = self._shard.latents.shape[:2]
+        lost = self.clip >= count
+        self.clip.clamp_(max=count - 1)
+        lost |= (self._who() != state['who']).any(1)
+        self.at.masked_fill_(lost, length)
+
+    def _who(self) -> Tensor:
+        """Numbers that tell the streams' clips from others, [B, 64]."""
+        assert self._shard.references is not None
+        return self._shard.references[self.clip, 0].flatten(1)[:, :64].clone()
 
     def _span(self, kind: str) -> slice:
         start, count, tokens = self._shard.config.cache_layout[kind]
@@ -388,6 +402,7 @@ class Rollout:
         committed = mix(context, torch.full(context.shape[:2], commit_level, device=device), noise)
         segment = Segment(
             mel=mel, units=units, probe_units=probe_units, truth=truth, age=age,
+            seen=self._shard.seen(self.clip, at, self.chunks),
             clip=self.clip, at=at, told=told, prompt_ids=chosen, text_index=text_index,
             made=latents, noised=torch.stack(noised, 1), level=torch.stack(at_level, 1),
             committed=committed, before=torch.stack(before, 1),

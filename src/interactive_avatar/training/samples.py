@@ -26,10 +26,11 @@ COLUMNS = 10
 
 @torch.no_grad()
 def write_samples(generator: Generator, shard: Shard, prompts: Prompts, process: Process,
-                  args: argparse.Namespace, path: Path) -> None:
+                  args: argparse.Namespace, path: Path, levels: Sequence[float] = ()) -> None:
     """Four clips as pairs of rows, truth above, what the model makes of their sound, prompts and
     reference below; both through the decoder. The teacher samples a clip in 24 Euler steps, the
-    others stream for 40 chunks. Every process must take part if the weights are sharded.
+    others stream for 40 chunks, sampled at ``levels`` or else the config's. Every process must
+    take part if the weights are sharded.
     """
     state = shard.random.get_state()
     outside = torch.get_rng_state()
@@ -47,7 +48,8 @@ def write_samples(generator: Generator, shard: Shard, prompts: Prompts, process:
             if args.stage == 'teacher':
                 truth, made, clip = _teacher_clips(generator, shard, prompts)
             else:
-                truth, made, clip = _streams(generator, shard, prompts)
+                truth, made, clip = _streams(generator, shard, prompts,
+                                             levels or shard.config.sampler.levels)
             if process.leads:
                 assert shard.pictures is not None
                 pictures = as_input(shard.pictures[clip])
@@ -80,7 +82,7 @@ def _teacher_clips(generator: Generator, shard: Shard, prompts: Prompts,
     return clean, x, batch.clip
 
 
-def _streams(generator: Generator, shard: Shard, prompts: Prompts,
+def _streams(generator: Generator, shard: Shard, prompts: Prompts, levels: Sequence[float],
              segments: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """True latents and those of streams, [n, 40, C, h, w], and which clips they follow."""
     assert shard.latents is not None
@@ -88,7 +90,6 @@ def _streams(generator: Generator, shard: Shard, prompts: Prompts,
     segments = min(segments, shard.latents.shape[1] // chunks)
     rollout = Rollout(generator.denoiser, shard, prompts, CLIPS, chunks, 0.0, captured=False)
     rollout.begin(segments * chunks)
-    levels: Sequence[float] = shard.config.sampler.levels
     made = [rollout.advance(generator.audio, levels)[0] for _ in range(segments)]
     return (torch.cat([s.truth for s in made], 1), torch.cat([s.made for s in made], 1),
             made[0].clip)

@@ -336,7 +336,9 @@ class Stage:
                 self.step += 1
                 self.progress = progress
                 bar.set_postfix(step=self.step, refresh=False)
-                if self.process.agree(time.monotonic()) - checkpoint > self.run.checkpoint_seconds:
+                # The first one's clock decides: a checkpoint is written by all or by none.
+                due = time.monotonic() - checkpoint > self.run.checkpoint_seconds
+                if self.process.agree(float(due)):
                     checkpoint = time.monotonic()
                     self._checkpoint()
             # A call that was stopped goes on from where it was.

@@ -48,7 +48,10 @@ def fits(items: Sequence[HeldOut], gaps: Sequence[Floats]) -> dict[str, Figure]:
     def fit(index: NDArray[np.int64], only_speech: bool = False) -> metrics.LipFit:
         chosen = [np.where(speaking[i], gaps[i], np.nan) if only_speech else gaps[i]
                   for i in index]
-        return metrics.lip_fit(pooled(chosen), pooled([truth[i] for i in index]))
+        # Both to mean 0 and spread 1 over the same frames: what is left out of one is of both.
+        true = [np.where(np.isfinite(gap), truth[i], np.nan)
+                for i, gap in zip(index, chosen, strict=True)]
+        return metrics.lip_fit(pooled(chosen), pooled(true))
 
     of, count = 'performances', len(items)
     ratios = [100.0 * metrics.motion_ratio(gap, on)

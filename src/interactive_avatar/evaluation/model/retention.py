@@ -154,30 +154,32 @@ def summarise(stories: Sequence[Kept], times: Timeline) -> Result:
     """The claim's figures. Objects that were never put on cannot stay: they count as actions."""
     people = sorted({kept.person for kept in stories})
 
-    def by_person(value: str, given: str) -> list[list[bool]]:
+    def by_person(value: str, *given: str) -> list[list[bool]]:
         return [[bool(getattr(kept, value)) for kept in stories
-                 if kept.person == person and (not given or getattr(kept, given))]
+                 if kept.person == person and all(getattr(kept, name) for name in given)]
                 for person in people]
 
     _, wears = gauge.load()
     of = 'streams'
     rows = [
-        Row('objects put on when prompted', share_of(by_person('put_on', ''), of)),
+        Row('objects put on when prompted', share_of(by_person('put_on'), of)),
         Row.at_least(f'what happened stays: put on at {times.put_on_s:g} s, still on at '
                      f'{times.still_s:g} s', share_of(by_person('still', 'put_on'), of),
                      AIM_STAYS_PERCENT),
         Row.at_least(f'on after {times.away_s:g} s out of view, not mentioned',
-                     share_of(by_person('after_unmentioned', 'still'), of), AIM_AWAY_PERCENT),
+                     share_of(by_person('after_unmentioned', 'still', 'left'), of),
+                     AIM_AWAY_PERCENT),
         Row(f'on after {times.away_s:g} s out of view, mentioned as at run time',
-            share_of(by_person('after_mentioned', 'still'), of)),
-        Row('left the view when prompted', share_of(by_person('left', ''), of))]
+            share_of(by_person('after_mentioned', 'still', 'left'), of)),
+        Row('left the view when prompted', share_of(by_person('left'), of))]
     return Result(
         'What happened stays',
         'Glasses or a hat, put on by prompt, looked for by the classifier of worn objects (right '
         f'on {100 * wears.accuracy["glasses"]:.1f} % and {100 * wears.accuracy["hat"]:.1f} % of '
         f'{wears.pictures} true pictures of held-out people). Until the person leaves, prompts '
         'mention what is worn, as the reasoning module writes them. "Still on" is counted where '
-        'it was put on, "after out of view" where it was still on; no face seen counts as not on.',
+        'it was put on, "after out of view" where it was still on and the person left; no face '
+        'seen counts as not on.',
         rows, {'streams': [vars(kept) for kept in stories], 'timeline': vars(times)},
         table=(['person', 'object', *MOMENTS],
                [[kept.person, kept.name, *['yes' if value else 'no' for value in (
