@@ -241,6 +241,18 @@ def test_a_break_silences_the_turn(rig: Rig) -> None:
     assert sum(samples_of(sound).any() for sound in rig.got['audio'][broken:]) <= 1
 
 
+def test_a_reasoning_node_that_starts_anew_is_heard(rig: Rig) -> None:
+    rig.ready()
+    rig.state.publish(AvatarState(turn_id=3, activity=AvatarState.LISTENING, prompt='listens'))
+    assert rig.spin_until(lambda: 'listens' in rig.stream.prompts)
+    rig.state.publish(AvatarState(turn_id=0, activity=AvatarState.IDLE, prompt='rests'))
+    assert rig.spin_until(lambda: 'rests' in rig.stream.prompts)
+    rig.speech.publish(audio_message(np.full(CHUNK_SAMPLES, 50, np.int16), 1,
+                                     sequence=0, turn_id=1, last=True))
+    assert rig.spin_until(lambda: any(sound.turn_id == 1 and samples_of(sound).any()
+                                      for sound in rig.got['audio']))
+
+
 def test_prompts_are_switched_and_prepared(rig: Rig) -> None:
     rig.ready()
     rig.state.publish(AvatarState(prompt='nods', next_prompt='rests'))

@@ -277,6 +277,15 @@ def test_mute_silences_a_turn_that_is_on_its_way() -> None:
     assert not any(heard[4:])
 
 
+def test_a_turn_that_is_counted_anew_is_heard() -> None:
+    rig = Rig(PlainStream())
+    rig.pacer.mute(5)
+    rig.pacer.unmute()
+    rig.speech.push(1, 0, np.full(CHUNK_SAMPLES, 1000, np.int16), last=True)
+    rig.run(4)
+    assert [slot.turn_id for slot in rig.slots if slot.audio.any()] == [1]
+
+
 def test_fade_out_ends_in_silence() -> None:
     faded = fade_out(np.full(CHUNK_SAMPLES, -2000, np.int16))
     assert faded[0] == -2000 and not faded[FADE_SAMPLES:].any()

@@ -185,6 +185,18 @@ def test_what_the_avatar_does_reaches_the_page(rig: Rig) -> None:
     assert page.media[0][0] == KIND_MEDIA and b'jpeg0' in page.media[0]
 
 
+def test_turns_that_are_counted_anew_have_captions_of_their_own(
+        rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(rig.node._page, 'publish_caption', lambda *caption: told.append(caption))
+    for turn_id in (1, 2, 1, 2):
+        rig.node._on_intent(AvatarIntent(turn_id=turn_id, speech='Of course.'))
+    assert len({caption for *_, caption in told}) == 4
+    # An action without words has none.
+    rig.node._on_intent(AvatarIntent(turn_id=2))
+    assert len(told) == 4
+
+
 def test_a_port_in_use_is_told_and_can_be_mended(context: Any) -> None:
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))

@@ -216,6 +216,7 @@ class GeneratorNode(AvatarNode):
         self._audio = self.publish_to(AudioChunk, 'audio', qos.AUDIO)
         self._writer = ImageWriter()
         self._prompt = self._next_prompt = ''
+        self._turn_id = 0
         self.listen_to(AudioChunk, 'speech', self._on_speech, qos.AUDIO)
         self.listen_to(AvatarState, 'state', self._on_state, qos.STATE)
         self.diagnostics.watch(self._speech.figures)
@@ -262,6 +263,13 @@ class GeneratorNode(AvatarNode):
             self.report('speech', complaint, WARN)
 
     def _on_state(self, message: AvatarState) -> None:
+        if message.turn_id < self._turn_id:
+            # The reasoning node has started anew and counts from the beginning: its turns must
+            # not be taken for those that were broken off before.
+            self._speech.restart()
+            if self._pacer is not None:
+                self._pacer.unmute()
+        self._turn_id = message.turn_id
         if message.activity == AvatarState.LISTENING:
             # The user speaks: what is unsaid is dropped, what is on its way is faded out.
             turn_id = max(message.turn_id, self._speech.newest_turn)

@@ -139,6 +139,11 @@ class Muting:
             if turn_id > self._muted_turn:
                 self._muted_turn = self._fading_turn = turn_id
 
+    def unmute(self) -> None:
+        """Let every turn be heard again."""
+        with self._lock:
+            self._muted_turn = self._fading_turn = 0
+
     def audible(self, samples: NDArray[np.int16], turn_id: int) -> NDArray[np.int16]:
         """What is heard of int16 [n] of turn ``turn_id``: all, a fading start, or nothing."""
         with self._lock:
@@ -254,6 +259,10 @@ class StreamPacer:
     def mute(self, turn_id: int) -> None:
         """Silence what is on its way of turn ``turn_id`` and of those before it."""
         self._muting.mute(turn_id)
+
+    def unmute(self) -> None:
+        """Let every turn be heard again, because turns are counted anew."""
+        self._muting.unmute()
 
     def figures(self) -> Mapping[str, object]:
         """Counters and chunk times in ms, for diagnostics.
