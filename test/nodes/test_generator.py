@@ -286,6 +286,26 @@ def test_a_missing_model_is_named_and_the_node_stays_up(context: Any) -> None:
         rig.close()
 
 
+def test_what_comes_while_it_is_inactive_is_not_said_later(rig: Rig) -> None:
+    rig.ready()
+
+    def say(turn_id: int) -> None:
+        rig.node._on_speech(audio_message(np.full(8 * CHUNK_SAMPLES, 50, np.int16), 1,
+                                          sequence=0, turn_id=turn_id, last=True))
+
+    say(1)
+    rig.node.trigger_deactivate()
+    for turn_id in range(2, 20):
+        say(turn_id)
+    assert rig.node._speech.figures()['speech_waiting_s'] == 0
+    rig.node.trigger_activate()
+    rig.spin_until(lambda: False, 0.2)
+    rig.got['audio'].clear()
+    say(20)
+    assert rig.spin_until(lambda: any(sound.turn_id for sound in rig.got['audio']))
+    assert {sound.turn_id for sound in rig.got['audio']} <= {0, 20}
+
+
 def test_it_can_be_stopped_and_started_again(rig: Rig) -> None:
     rig.ready()
     for _ in range(2):

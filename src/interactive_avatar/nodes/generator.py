@@ -244,6 +244,7 @@ class GeneratorNode(AvatarNode):
         if self._pacer is not None:
             self._pacer.stop()
             self._pacer = None
+        self._speech.abort(self._speech.newest_turn)
 
     def cleanup(self) -> None:
         """Release the model."""
@@ -255,6 +256,9 @@ class GeneratorNode(AvatarNode):
     # What arrives ---------------------------------------------------------------------------
 
     def _on_speech(self, message: AudioChunk) -> None:
+        if self._pacer is None:
+            # Nobody speaks it now, and it is not to be said when its time is long past.
+            return
         if message.turn_id == 0:
             raise ValueError('speech with turn_id 0 is refused: number the turns from 1')
         samples = samples_of(message)
