@@ -241,6 +241,36 @@ def test_a_break_silences_the_turn(rig: Rig) -> None:
     assert sum(samples_of(sound).any() for sound in rig.got['audio'][broken:]) <= 1
 
 
+def test_a_typed_line_ends_the_turn_and_not_the_next(rig: Rig) -> None:
+    rig.ready()
+    rig.node.trigger_deactivate()
+    muted: list[int] = []
+    # Without its threads the node's queue is the test's; what is active takes speech.
+    rig.node._pacer = SimpleNamespace(mute=muted.append,
+                                      switch=lambda prompt: None, stop=lambda: None)
+    queue = rig.node._speech
+
+    def say(turn_id: int, sequence: int) -> None:
+        rig.node._on_speech(audio_message(np.full(CHUNK_SAMPLES, 50, np.int16), 1,
+                                          sequence=sequence, turn_id=turn_id, last=False))
+
+    for sequence in range(3):
+        say(1, sequence)
+    rig.node._on_state(AvatarState(turn_id=1, activity=AvatarState.SPEAKING))
+    assert queue.take().turn_id == 1 and not muted
+    rig.node._on_state(AvatarState(turn_id=1, activity=AvatarState.THINKING))
+    silence = queue.take()
+    assert (silence.turn_id, silence.samples.any(), muted) == (0, False, [1])
+    say(1, 3)
+    assert not queue.newest_turn
+    # The answer may be there before the state is.
+    say(2, 0)
+    rig.node._on_state(AvatarState(turn_id=1, activity=AvatarState.THINKING))
+    rig.node._on_state(AvatarState(turn_id=2, activity=AvatarState.SPEAKING))
+    assert queue.take().turn_id == 2
+    assert queue.figures()['speech_underruns'] == 0
+
+
 def test_a_reasoning_node_that_starts_anew_is_heard(rig: Rig) -> None:
     rig.ready()
     rig.state.publish(AvatarState(turn_id=3, activity=AvatarState.LISTENING, prompt='listens'))

@@ -274,9 +274,13 @@ class GeneratorNode(AvatarNode):
             if self._pacer is not None:
                 self._pacer.unmute()
         self._turn_id = message.turn_id
-        if message.activity == AvatarState.LISTENING:
-            # The user speaks: what is unsaid is dropped, what is on its way is faded out.
-            turn_id = max(message.turn_id, self._speech.newest_turn)
+        if message.activity in (AvatarState.LISTENING, AvatarState.THINKING):
+            # The user speaks, or has typed: what is unsaid is dropped, what is on its way is faded
+            # out. While the avatar thinks, its next turn may already come, so that only the turn
+            # that the state names, the last to have begun, is over.
+            turn_id = message.turn_id
+            if message.activity == AvatarState.LISTENING:
+                turn_id = max(turn_id, self._speech.newest_turn)
             self._speech.abort(turn_id)
             if self._pacer is not None:
                 self._pacer.mute(turn_id)
