@@ -70,7 +70,7 @@ class WebNode(AvatarNode):
         be_nice(self, options.nice)
         self._lock = threading.Lock()
         self._sequence = 0
-        self._user_caption = 0
+        self._user_caption = self._typed = 0
         self._told_turn = self._epoch = 0
         self._pictures: Any = None
         self._watch_timer: Any = None
@@ -199,8 +199,9 @@ class WebNode(AvatarNode):
         self._text_out.publish(String(data=text))
         if self._page is not None:
             with self._lock:
-                self._user_caption += 1
-                caption = f'user{self._user_caption}'
+                # Named apart from what is spoken, which may go on meanwhile.
+                self._typed += 1
+                caption = f'typed{self._typed}'
             self._page.publish_caption('user', text, True, caption)
 
 
