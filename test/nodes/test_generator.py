@@ -241,6 +241,48 @@ def test_a_break_silences_the_turn(rig: Rig) -> None:
     assert sum(samples_of(sound).any() for sound in rig.got['audio'][broken:]) <= 1
 
 
+def test_a_typed_line_ends_the_turn_and_not_the_next(rig: Rig) -> None:
+    rig.ready()
+    rig.node.trigger_deactivate()
+    muted: list[int] = []
+    # Without its threads the node's queue is the test's; what is active takes speech.
+    rig.node._pacer = SimpleNamespace(mute=muted.append,
+                                      switch=lambda prompt: None, stop=lambda: None)
+    queue = rig.node._speech
+
+    def say(turn_id: int, sequence: int) -> None:
+        rig.node._on_speech(audio_message(np.full(CHUNK_SAMPLES, 50, np.int16), 1,
+                                          sequence=sequence, turn_id=turn_id, last=False))
+
+    for sequence in range(3):
+        say(1, sequence)
+    rig.node._on_state(AvatarState(turn_id=1, activity=AvatarState.SPEAKING))
+    assert queue.take().turn_id == 1 and not muted
+    rig.node._on_state(AvatarState(turn_id=1, activity=AvatarState.THINKING))
+    silence = queue.take()
+    assert (silence.turn_id, silence.samples.any(), muted) == (0, False, [1])
+    say(1, 3)
+    assert not queue.newest_turn
+    # The answer may be there before the state is.
+    say(2, 0)
+    rig.node._on_state(AvatarState(turn_id=1, activity=AvatarState.THINKING))
+    rig.node._on_state(AvatarState(turn_id=2, activity=AvatarState.SPEAKING))
+    assert queue.take().turn_id == 2
+    assert queue.figures()['speech_underruns'] == 0
+
+
+def test_a_reasoning_node_that_starts_anew_is_heard(rig: Rig) -> None:
+    rig.ready()
+    rig.state.publish(AvatarState(turn_id=3, activity=AvatarState.LISTENING, prompt='listens'))
+    assert rig.spin_until(lambda: 'listens' in rig.stream.prompts)
+    rig.state.publish(AvatarState(turn_id=0, activity=AvatarState.IDLE, prompt='rests'))
+    assert rig.spin_until(lambda: 'rests' in rig.stream.prompts)
+    rig.speech.publish(audio_message(np.full(CHUNK_SAMPLES, 50, np.int16), 1,
+                                     sequence=0, turn_id=1, last=True))
+    assert rig.spin_until(lambda: any(sound.turn_id == 1 and samples_of(sound).any()
+                                      for sound in rig.got['audio']))
+
+
 def test_prompts_are_switched_and_prepared(rig: Rig) -> None:
     rig.ready()
     rig.state.publish(AvatarState(prompt='nods', next_prompt='rests'))
@@ -272,6 +314,26 @@ def test_a_missing_model_is_named_and_the_node_stays_up(context: Any) -> None:
         assert rig.node.state_label == 'unconfigured'
     finally:
         rig.close()
+
+
+def test_what_comes_while_it_is_inactive_is_not_said_later(rig: Rig) -> None:
+    rig.ready()
+
+    def say(turn_id: int) -> None:
+        rig.node._on_speech(audio_message(np.full(8 * CHUNK_SAMPLES, 50, np.int16), 1,
+                                          sequence=0, turn_id=turn_id, last=True))
+
+    say(1)
+    rig.node.trigger_deactivate()
+    for turn_id in range(2, 20):
+        say(turn_id)
+    assert rig.node._speech.figures()['speech_waiting_s'] == 0
+    rig.node.trigger_activate()
+    rig.spin_until(lambda: False, 0.2)
+    rig.got['audio'].clear()
+    say(20)
+    assert rig.spin_until(lambda: any(sound.turn_id for sound in rig.got['audio']))
+    assert {sound.turn_id for sound in rig.got['audio']} <= {0, 20}
 
 
 def test_it_can_be_stopped_and_started_again(rig: Rig) -> None:

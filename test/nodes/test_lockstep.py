@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,9 +17,17 @@ import pytest
 pytest.importorskip('rclpy', reason='rclpy is not installed: run `make build`')
 from interactive_avatar.evaluation.bag import NS_PER_S, BagWriter, Recording, read_bag
 from interactive_avatar.evaluation.session import measure
+from interactive_avatar.generator.prompts import WorldState
 from interactive_avatar.nodes import lockstep
-from interactive_avatar.nodes.lockstep import LockstepError, load_settings, what_the_user_does
+from interactive_avatar.nodes.lockstep import (
+    Lockstep,
+    LockstepError,
+    load_settings,
+    what_the_user_does,
+)
 from interactive_avatar.nodes.pacer import FADE_SAMPLES, Muting
+from interactive_avatar.nodes.speech_queue import SpeechQueue
+from interactive_avatar.reasoning import Activity, Phase, State
 
 ROOT = Path(__file__).parents[2]
 SAID = ROOT / 'test' / 'data' / 'perception' / 'what_is_your_name.wav'
@@ -115,6 +125,17 @@ def test_the_users_part_is_in_order_of_time(tmp_path: Path) -> None:
     items = what_the_user_does(read_bag(user_bag(tmp_path / 'user')))
     assert [at for at, _, _ in items] == sorted(at for at, _, _ in items)
     assert {kind for _, kind, _ in items} == {0, 1}
+
+
+def test_a_typed_line_ends_the_turn_as_in_the_live_graph() -> None:
+    queue, muting, loud = SpeechQueue(), Muting(), np.full(2560, 1000, np.int16)
+    parts = SimpleNamespace(_queue=queue, _muting=muting, _prompt='', _next_prompt='')
+    for turn_id in (1, 2):
+        queue.push(turn_id, 0, loud, last=False)
+    Lockstep._follow(cast(Lockstep, parts), State(
+        Phase.STABLE, Activity.THINKING, 1, '', '', WorldState()), '')
+    assert queue.take().turn_id == 2
+    assert not muting.audible(loud, 1)[FADE_SAMPLES:].any() and muting.audible(loud, 2) is loud
 
 
 def test_muting_fades_once_and_lets_later_turns_pass() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
 from interactive_avatar.media.clock import CHUNK_NS, CHUNK_SAMPLES, FRAME_NS
 from interactive_avatar.nodes.pacer import FADE_SAMPLES, Slot, StreamPacer, fade_out
@@ -277,6 +278,15 @@ def test_mute_silences_a_turn_that_is_on_its_way() -> None:
     assert not any(heard[4:])
 
 
+def test_a_turn_that_is_counted_anew_is_heard() -> None:
+    rig = Rig(PlainStream())
+    rig.pacer.mute(5)
+    rig.pacer.unmute()
+    rig.speech.push(1, 0, np.full(CHUNK_SAMPLES, 1000, np.int16), last=True)
+    rig.run(4)
+    assert [slot.turn_id for slot in rig.slots if slot.audio.any()] == [1]
+
+
 def test_fade_out_ends_in_silence() -> None:
     faded = fade_out(np.full(CHUNK_SAMPLES, -2000, np.int16))
     assert faded[0] == -2000 and not faded[FADE_SAMPLES:].any()
@@ -312,3 +322,32 @@ def test_a_simulated_clock_sets_the_pace_at_any_rate_and_may_be_set() -> None:
     assert [slot.index for slot, _ in slots] == list(range(14))
     # Stamps stay near the clock on both sides of the jump.
     assert all(abs(slot.stamp_ns - at_ns) < 10**9 for slot, at_ns in slots)
+
+
+@pytest.mark.parametrize('shift_s', [3600, -3600])
+def test_stamps_follow_a_clock_that_is_set(shift_s: int) -> None:
+    shift_ns, slots, frames, complaints = [0], [], [], []
+    enough = threading.Event()
+
+    def now_ns() -> int:
+        return time.time_ns() + shift_ns[0]
+
+    def take(slot: Slot) -> None:
+        slots.append((slot, now_ns()))
+        if len(slots) == 4:
+            shift_ns[0] = shift_s * 10**9
+        if len(slots) == 8:
+            enough.set()
+
+    pacer = StreamPacer(PlainStream(), SpeechQueue(), take,
+                        lambda _, stamp_ns: frames.append(stamp_ns), now_ns=now_ns,
+                        complain=lambda key, _: complaints.append(key))
+    pacer.start()
+    assert enough.wait(5.0)
+    pacer.stop()
+    assert all(abs(slot.stamp_ns - at_ns) < 0.5e9 for slot, at_ns in slots)
+    assert [slot.index for slot, _ in slots] == list(range(len(slots)))
+    assert complaints.count('clock_jump') == 1
+    # Pictures go by the stamps of their sound.
+    of_slots = [slot.stamp_ns + at * FRAME_NS for slot, _ in slots for at in range(4)]
+    assert len(frames) >= 24 and frames == of_slots[:len(frames)]

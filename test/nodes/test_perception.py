@@ -22,7 +22,7 @@ from rclpy.node import Node
 import interactive_avatar.evaluation
 from interactive_avatar.media.audio import read_wav
 from interactive_avatar.media.clock import SAMPLE_RATE_HZ
-from interactive_avatar.nodes import qos
+from interactive_avatar.nodes import perception, qos
 from interactive_avatar.nodes.messages import audio_message
 from interactive_avatar.nodes.perception import PerceptionNode
 
@@ -74,3 +74,43 @@ def test_a_sentence_is_heard_and_bad_sound_is_refused(context: Any) -> None:
         executor.shutdown()
         node.destroy_node()
         friend.destroy_node()
+
+
+def test_activated_again_it_takes_up_nothing_of_before(
+        context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Ear:
+        """Notes what is asked of it."""
+
+        speaking = False
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def push(self, samples: np.ndarray, stamp_ns: int) -> list[Any]:
+            calls.append('push')
+            return []
+
+        def poll(self) -> list[Any]:
+            return []
+
+        def forget(self) -> None:
+            calls.append('forget')
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(perception, 'Listener', Ear)
+    node = PerceptionNode(context=context, namespace='ear', parameters={
+        'nice': 0, 'autostart': False, 'echo_guard': False})
+    try:
+        node.trigger_configure()
+        node._blocks.put((np.zeros(BLOCK, np.int16), 1))
+        node.trigger_activate()
+        assert node.state_label == 'active'
+        node.trigger_deactivate()
+        assert calls == ['forget']
+    finally:
+        node.close()
+        node.destroy_node()

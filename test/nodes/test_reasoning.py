@@ -189,6 +189,11 @@ def test_in_telepresence_the_operators_sound_and_actions_go_to_the_remote(
     assert ('close',) in remote.calls
 
 
+def test_deactivated_it_hushes_its_module(rig: Any) -> None:
+    rig.node.trigger_deactivate()
+    assert rig.module.calls[-1] == ('hush',)
+
+
 def test_an_empty_line_is_refused_with_a_diagnostic(rig: Any) -> None:
     rig.out.text.publish(String(data='  '))
     assert rig.spin_until(lambda: 'an empty line' in rig.node.diagnostics.status().message)

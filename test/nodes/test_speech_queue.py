@@ -63,6 +63,17 @@ def test_abort_drops_the_unsaid_and_what_comes_late_but_not_the_next_turn() -> N
     assert queue.take().turn_id == 4
 
 
+def test_a_sender_that_counts_its_turns_anew_is_heard_after_a_restart() -> None:
+    queue = SpeechQueue()
+    queue.push(5, 0, tone(2 * CHUNK_SAMPLES), last=False)
+    queue.abort(5)
+    queue.push(6, 0, tone(CHUNK_SAMPLES), last=True)
+    queue.restart()
+    assert not queue.newest_turn
+    queue.push(1, 0, tone(CHUNK_SAMPLES), last=True)
+    assert queue.take().turn_id == 1
+
+
 def test_a_turn_without_end_gives_way_to_the_next() -> None:
     queue = SpeechQueue()
     queue.push(1, 0, tone(100), last=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import struct
 import threading
@@ -183,6 +184,40 @@ def test_what_the_avatar_does_reaches_the_page(rig: Rig) -> None:
     assert seen(type='caption', who='user', text='please nod', final=True)
     assert seen(type='caption', who='avatar', text='Of course.')
     assert page.media[0][0] == KIND_MEDIA and b'jpeg0' in page.media[0]
+
+
+def test_turns_that_are_counted_anew_have_captions_of_their_own(
+        rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(rig.node._page, 'publish_caption', lambda *caption: told.append(caption))
+    for turn_id in (1, 2, 1, 2):
+        rig.node._on_intent(AvatarIntent(turn_id=turn_id, speech='Of course.'))
+    assert len({caption for *_, caption in told}) == 4
+    # An action without words has none.
+    rig.node._on_intent(AvatarIntent(turn_id=2))
+    assert len(told) == 4
+
+
+def test_a_typed_line_stays_when_the_microphone_heard_no_words(rig: Rig) -> None:
+    page = rig.node._page
+    assert page is not None
+
+    def hear(event: int, text: str = '') -> None:
+        rig.node._on_perception(UserPerception(event=event, text=text, distance_m=math.nan))
+
+    def shown() -> list[str]:
+        return [caption['text'] for caption in page._captions.values()]
+
+    hear(UserPerception.SPEECH_STARTED)
+    rig.node._from_keyboard('Tell me a joke')
+    hear(UserPerception.FINAL)
+    assert shown() == ['Tell me a joke']
+    # Nor does a line that is typed meanwhile part what is spoken.
+    hear(UserPerception.SPEECH_STARTED)
+    hear(UserPerception.PARTIAL, 'how are')
+    rig.node._from_keyboard('And another')
+    hear(UserPerception.FINAL, 'How are you?')
+    assert sorted(shown()) == ['And another', 'How are you?', 'Tell me a joke']
 
 
 def test_a_port_in_use_is_told_and_can_be_mended(context: Any) -> None:

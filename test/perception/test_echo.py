@@ -123,6 +123,29 @@ def test_silence_of_the_avatar_leaves_every_sample_as_it_is() -> None:
     assert late.size % FRAME_SAMPLES == 0
 
 
+@pytest.mark.parametrize('behind_s', [10, T0_NS / 1e9], ids=['10 s behind', 'no clock'])
+def test_a_user_whose_stamps_lie_behind_the_avatars_is_heard(
+        avatar: NDArray[np.int16], behind_s: float) -> None:
+    guard = EchoGuard()
+    noise = np.random.default_rng(0).normal(0, 3000, avatar.size).astype(np.int16)
+    out = []
+    for at in range(0, avatar.size - CHUNK_SAMPLES + 1, CHUNK_SAMPLES):
+        stamp_ns = T0_NS + at * 62_500
+        guard.hear_own(avatar[at:at + CHUNK_SAMPLES], stamp_ns)
+        out.append(guard.clean(noise[at:at + CHUNK_SAMPLES], stamp_ns - int(behind_s * 1e9)))
+    heard = np.concatenate(out)
+    assert np.array_equal(heard, noise[:heard.size])
+
+
+def test_when_the_avatars_clock_is_set_back_the_user_is_heard(avatar: NDArray[np.int16]) -> None:
+    guard = EchoGuard()
+    guard.hear_own(avatar[:CHUNK_SAMPLES], T0_NS)
+    quiet, back_ns = np.zeros(CHUNK_SAMPLES, np.int16), T0_NS - 3600 * 10**9
+    guard.hear_own(quiet, back_ns)
+    noise = np.random.default_rng(0).normal(0, 3000, CHUNK_SAMPLES).astype(np.int16)
+    assert np.array_equal(guard.clean(noise, back_ns), noise)
+
+
 def test_the_share_that_a_delayed_copy_explains() -> None:
     rng = np.random.default_rng(0)
     own = rng.normal(0, 3000, 13_000).astype(np.int16)

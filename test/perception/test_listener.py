@@ -83,6 +83,21 @@ def hear(listener: Listener, samples: NDArray[np.int16], start_ns: int = T0_NS,
     return events
 
 
+def test_what_is_forgotten_gives_no_words_later(make: Make) -> None:
+    for heard_ms in ((512, 1024), (512, 1024, 800)):
+        listener = make()
+        samples = sound(*heard_ms)
+        for at in range(0, samples.size, 320):
+            listener.push(samples[at:at + 320], T0_NS + at * 62_500)
+        listener.forget()
+        assert not listener.speaking and not listener.recognising
+        # Minutes later: neither words from before, nor a gap.
+        later_ns = T0_NS + 600_000 * MS
+        assert hear(listener, sound(512), later_ns) == []
+        events = hear(listener, sound(0, 512, 800), later_ns + 512 * MS)
+        assert [event.text for event in events if isinstance(event, Final)] == ['512 ms']
+
+
 def test_an_utterance_from_start_to_words(make: Make) -> None:
     listener = make()
     events = hear(listener, sound(512, 1024, 800))

@@ -280,6 +280,53 @@ def test_no_words_end_the_waiting(bench: Bench) -> None:
     assert bench.states[-1].activity is Activity.IDLE
 
 
+def test_hushed_while_it_speaks_it_comes_to_rest_and_goes_on_anew(bench: Bench) -> None:
+    bench.module.on_text('tell me a joke')
+    bench.spoken(1)
+    assert bench.pull(1)
+    bench.module.hush()
+    assert (bench.states[-1].phase, bench.states[-1].activity) == (Phase.STABLE, Activity.IDLE)
+    assert bench.states[-1].prompt == bench.states[-1].stable_prompt
+    assert bench.pull(10) == [] and bench.warnings == []
+    bench.module.on_text('tell me a joke')
+    bench.spoken(2)
+    assert {chunk.turn_id for chunk in bench.pull(10)} == {2}
+
+
+def test_hushed_while_it_thinks_it_does_not_answer_later(
+        bench: Bench, reasoner: EmbeddedReasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+    thinking, go = threading.Event(), threading.Event()
+    reason, answer = reasoner.reason, reasoner.answer
+
+    def slow(think: Callable[..., Turn]) -> Callable[..., Turn]:
+        def late(*arguments: object) -> Turn:
+            thinking.set()
+            go.wait(3.0)
+            return think(*arguments)
+        return late
+
+    monkeypatch.setattr(reasoner, 'reason', slow(reason))
+    monkeypatch.setattr(reasoner, 'answer', slow(answer))
+    for ask in (lambda: bench.module.on_text('tell me a joke'),
+                lambda: bench.module.on_presence(True)):
+        thinking.clear()
+        go.clear()
+        ask()
+        assert thinking.wait(3.0)
+        bench.module.hush()
+        go.set()
+        assert bench.module.settle(3.0)
+        assert bench.states[-1].activity is Activity.IDLE
+    assert not bench.intents
+    # Words that were taken back, because the user went on, are not thought of again.
+    bench.module.on_speech_started()
+    bench.module.on_words('Please nod')
+    bench.module.on_speech_ended()
+    bench.module.hush()
+    assert bench.states[-1].activity is Activity.IDLE
+    assert bench.module.settle(3.0) and not bench.intents and bench.warnings == []
+
+
 def test_who_comes_is_greeted_once(bench: Bench) -> None:
     bench.module.on_presence(True)
     bench.module.on_presence(True)

@@ -216,6 +216,7 @@ class GeneratorNode(AvatarNode):
         self._audio = self.publish_to(AudioChunk, 'audio', qos.AUDIO)
         self._writer = ImageWriter()
         self._prompt = self._next_prompt = ''
+        self._turn_id = 0
         self.listen_to(AudioChunk, 'speech', self._on_speech, qos.AUDIO)
         self.listen_to(AvatarState, 'state', self._on_state, qos.STATE)
         self.diagnostics.watch(self._speech.figures)
@@ -243,6 +244,7 @@ class GeneratorNode(AvatarNode):
         if self._pacer is not None:
             self._pacer.stop()
             self._pacer = None
+        self._speech.abort(self._speech.newest_turn)
 
     def cleanup(self) -> None:
         """Release the model."""
@@ -254,6 +256,9 @@ class GeneratorNode(AvatarNode):
     # What arrives ---------------------------------------------------------------------------
 
     def _on_speech(self, message: AudioChunk) -> None:
+        if self._pacer is None:
+            # Nobody speaks it now, and it is not to be said when its time is long past.
+            return
         if message.turn_id == 0:
             raise ValueError('speech with turn_id 0 is refused: number the turns from 1')
         samples = samples_of(message)
@@ -262,9 +267,20 @@ class GeneratorNode(AvatarNode):
             self.report('speech', complaint, WARN)
 
     def _on_state(self, message: AvatarState) -> None:
-        if message.activity == AvatarState.LISTENING:
-            # The user speaks: what is unsaid is dropped, what is on its way is faded out.
-            turn_id = max(message.turn_id, self._speech.newest_turn)
+        if message.turn_id < self._turn_id:
+            # The reasoning node has started anew and counts from the beginning: its turns must
+            # not be taken for those that were broken off before.
+            self._speech.restart()
+            if self._pacer is not None:
+                self._pacer.unmute()
+        self._turn_id = message.turn_id
+        if message.activity in (AvatarState.LISTENING, AvatarState.THINKING):
+            # The user speaks, or has typed: what is unsaid is dropped, what is on its way is faded
+            # out. While the avatar thinks, its next turn may already come, so that only the turn
+            # that the state names, the last to have begun, is over.
+            turn_id = message.turn_id
+            if message.activity == AvatarState.LISTENING:
+                turn_id = max(turn_id, self._speech.newest_turn)
             self._speech.abort(turn_id)
             if self._pacer is not None:
                 self._pacer.mute(turn_id)

@@ -321,8 +321,10 @@ class Lockstep:
 
     def _follow(self, state: State, next_prompt: str) -> None:
         """What the generator node does on a state."""
-        if state.activity is Activity.LISTENING:
-            turn_id = max(state.turn_id, self._queue.newest_turn)
+        if state.activity in (Activity.LISTENING, Activity.THINKING):
+            turn_id = state.turn_id
+            if state.activity is Activity.LISTENING:
+                turn_id = max(turn_id, self._queue.newest_turn)
             self._queue.abort(turn_id)
             self._muting.mute(turn_id)
         if state.prompt and state.prompt != self._prompt:

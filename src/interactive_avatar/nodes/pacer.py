@@ -45,6 +45,13 @@ FRAME_S = FRAME_NS / 1e9
 # A clock that is off by more than this has been set, or the process was stopped: the time line
 # starts anew there instead of holding still, or rushing, until it has caught up.
 CLOCK_JUMP_S = 2.0
+# Stamps that lie further from the clock than this are laid at it anew: the clock was set, or the
+# machine slept, of which the clock that sets the pace tells nothing.
+STAMPS_OFF_S = 0.1
+# Two clocks read further apart than this cannot be compared: the thread was held up in between.
+# They are read so often at most.
+READING_S = 0.01
+READINGS = 3
 # A clock that is not this machine's own (/clock of a replay) may run at any speed: it is looked at
 # again after this time at most.
 SIMULATED_WAIT_S = 0.005
@@ -138,6 +145,11 @@ class Muting:
         with self._lock:
             if turn_id > self._muted_turn:
                 self._muted_turn = self._fading_turn = turn_id
+
+    def unmute(self) -> None:
+        """Let every turn be heard again."""
+        with self._lock:
+            self._muted_turn = self._fading_turn = 0
 
     def audible(self, samples: NDArray[np.int16], turn_id: int) -> NDArray[np.int16]:
         """What is heard of int16 [n] of turn ``turn_id``: all, a fading start, or nothing."""
@@ -254,6 +266,10 @@ class StreamPacer:
     def mute(self, turn_id: int) -> None:
         """Silence what is on its way of turn ``turn_id`` and of those before it."""
         self._muting.mute(turn_id)
+
+    def unmute(self) -> None:
+        """Let every turn be heard again, because turns are counted anew."""
+        self._muting.unmute()
 
     def figures(self) -> Mapping[str, object]:
         """Counters and chunk times in ms, for diagnostics.
@@ -404,6 +420,7 @@ class StreamPacer:
                     wait_s = max(next_s - now_s, 0.0005)
                     self._wake.wait(min(wait_s, SIMULATED_WAIT_S) if self._simulated else wait_s)
                     continue
+            clock = self._in_step(clock, index, slot_s)
             stamp_ns = clock.chunk_stamp_ns(index)
             if made is not None:
                 slot = Slot(index, stamp_ns, made.chunk.frames,
@@ -419,6 +436,27 @@ class StreamPacer:
             previous = slot
             index += 1
             self._slots = index
+
+    def _in_step(self, clock: MediaClock, index: int, slot_s: float) -> MediaClock:
+        """The clock that gives slot ``index``, due at ``slot_s``, a stamp of the present time.
+
+        Sound and pictures of a slot get theirs from the same one, so they stay together.
+        """
+        if self._simulated:
+            return clock
+        for _ in range(READINGS):
+            before_s, now_ns = self._pace_s(), self._now_ns()
+            if self._pace_s() - before_s <= READING_S:
+                break
+        else:
+            return clock
+        due_ns = now_ns + int((slot_s - before_s) * 1e9)
+        off_s = (due_ns - clock.chunk_stamp_ns(index)) / 1e9
+        if abs(off_s) <= STAMPS_OFF_S:
+            return clock
+        self._complain('clock_jump', f'the clock of the stamps was set by {off_s:+.1f} s, or the '
+                       f'machine slept; from slot {index} on stamps follow it')
+        return MediaClock(due_ns - index * CHUNK_NS)
 
     def _lend(self, slot_s: float, late: bool) -> None:
         """Let the chunk after that of the slot at ``slot_s`` be begun: when that one is handed

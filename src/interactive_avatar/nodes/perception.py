@@ -144,8 +144,13 @@ class PerceptionNode(AvatarNode):
             self._adapters.append(HriAdapter(self, messages, self._perceive))
 
     def activate(self) -> None:
-        """Start listening."""
+        """Start listening; what was heard before is not taken up again."""
         self._stopping.clear()
+        while not self._blocks.empty():
+            self._blocks.get_nowait()
+        self._guard.reset()
+        if self._listener is not None:
+            self._listener.forget()
         self._thread = threading.Thread(target=self._listen, name='listener', daemon=True)
         self._thread.start()
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import rclpy
 from avatar_bringup.msg import AudioChunk, AvatarIntent, AvatarState, UserPerception
 from std_msgs.msg import String
 
@@ -183,6 +184,9 @@ class ReasoningNode(AvatarNode):
         if self._thread is not None:
             self._thread.join(2.0)
             self._thread = None
+        # After a signal nothing can be published, and the module is about to be closed.
+        if self._module is not None and rclpy.ok(context=self.context):
+            self._module.hush()
 
     def cleanup(self) -> None:
         """End the voice's process and the threads."""

@@ -206,6 +206,12 @@ class SpeechQueue:
             self._turns = deque(turn for turn in self._turns
                                 if turn.turn_id > self._aborted_turn)
 
+    def restart(self) -> None:
+        """Forget all turns, also which were aborted: their sender counts them anew."""
+        with self._lock:
+            self._aborted_turn = 0
+            self._turns.clear()
+
     @property
     def newest_turn(self) -> int:
         """Highest turn that waits or speaks; 0 if none does."""

@@ -70,7 +70,8 @@ class WebNode(AvatarNode):
         be_nice(self, options.nice)
         self._lock = threading.Lock()
         self._sequence = 0
-        self._user_caption = 0
+        self._user_caption = self._typed = 0
+        self._told_turn = self._epoch = 0
         self._pictures: Any = None
         self._watch_timer: Any = None
         self._assembler = ChunkAssembler(self._show)
@@ -154,7 +155,13 @@ class WebNode(AvatarNode):
             'emotion': message.emotion, 'action': message.action, 'turn_id': message.turn_id,
             'slots': dict(zip(message.slot_names, message.slot_values))})
         if message.speech:
-            self._page.publish_caption('avatar', message.speech, True, f'turn{message.turn_id}')
+            if message.turn_id <= self._told_turn:
+                # The reasoning node has started anew and counts from the beginning: what it said
+                # before stays. Seen on the intents alone, as other topics may come out of order.
+                self._epoch += 1
+            self._told_turn = message.turn_id
+            self._page.publish_caption('avatar', message.speech, True,
+                                       f'turn{self._epoch}.{message.turn_id}')
 
     def _on_perception(self, message: UserPerception) -> None:
         if self._page is None:
@@ -192,8 +199,9 @@ class WebNode(AvatarNode):
         self._text_out.publish(String(data=text))
         if self._page is not None:
             with self._lock:
-                self._user_caption += 1
-                caption = f'user{self._user_caption}'
+                # Named apart from what is spoken, which may go on meanwhile.
+                self._typed += 1
+                caption = f'typed{self._typed}'
             self._page.publish_caption('user', text, True, caption)
 
 

@@ -26,6 +26,8 @@ FRAME_SAMPLES: Final = SAMPLE_RATE_HZ // 100
 OWN_SAMPLES: Final = 4 * SAMPLE_RATE_HZ
 # Echo is expected for so long after the avatar's last sound.
 TAIL_SAMPLES: Final = SAMPLE_RATE_HZ
+# The end of a sound that is so long past that no stamp, not even 0, lies in its tail.
+_LONG_AGO: Final = -2 * TAIL_SAMPLES
 # Below this peak (-60 dB of full scale) the avatar is silent.
 OWN_QUIET_PEAK: Final = 32
 # Two time lines that lie further apart than this are laid together anew.
@@ -175,7 +177,7 @@ class EchoGuard:
         self._own = np.zeros(OWN_SAMPLES, np.int16)
         # Positions are samples since the epoch; a ring is enough for the last four seconds.
         self._own_end = 0
-        self._loud_end = -TAIL_SAMPLES
+        self._loud_end = _LONG_AGO
         self._position: int | None = None
         self._frames = Chunker(FRAME_SAMPLES)
         self._heard = np.zeros(GATE_SAMPLES, np.int16)
@@ -200,6 +202,7 @@ class EchoGuard:
                 # The avatar's clock has jumped: what was known is of no use.
                 self._own[:] = 0
                 self._own_end = start
+                self._loud_end = _LONG_AGO
             if start > self._own_end:
                 self._write(self._own_end, np.zeros(start - self._own_end, np.int16))
             self._write(start, samples[-OWN_SAMPLES:])
@@ -239,7 +242,9 @@ class EchoGuard:
         start = self._position
         self._position += FRAME_SAMPLES
         with self._lock:
-            if start > self._loud_end + TAIL_SAMPLES:
+            # Before what is known lie only stamps of another clock, or none: nothing can be found
+            # in such sound, and to silence it would be to be deaf.
+            if not self._own_end - OWN_SAMPLES <= start <= self._loud_end + TAIL_SAMPLES:
                 return frame
             own = self._read(start, FRAME_SAMPLES)
             self._count += 1

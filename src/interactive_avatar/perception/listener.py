@@ -249,6 +249,13 @@ class Listener:
         self._before.clear()
         self._heard_ns = None
 
+    def forget(self) -> None:
+        """Forget all that was heard: no event of it comes any more, nor words under way."""
+        self._current = None
+        self._ended.clear()
+        self.reset()
+        self._events.clear()
+
     def wait(self, timeout_s: float) -> list[Event]:
         """Events after everything under way has been recognised, or at the time-out."""
         self._worker.wait_idle(timeout_s)

@@ -262,6 +262,7 @@ class ReasoningModule:
         self._base: State | None = None
         self._shown: State | None = None
         self._closing = False
+        self._hushes = 0
         self._busy = False
         self._worker: threading.Thread | None = None
         self._counts = {'turns': 0, 'interruptions': 0, 'voice_failures': 0, 'underruns': 0,
@@ -318,6 +319,19 @@ class ReasoningModule:
             self._worker = threading.Thread(target=self._run, name='reasoning', daemon=True)
             self._worker.start()
             self._carry_out(self._cycle.start())
+
+    def hush(self) -> None:
+        """Fall silent and come to rest at once; what is being thought of or said is dropped."""
+        with self._lock:
+            self._impulse = self._draft = self._to_say = None
+            self._hushes += 1
+            self._attention.speech_ended()
+            # Every activity ends at IDLE when nothing happens for long enough; that it does so
+            # now is no problem to be told, and nothing is to be thought of on the way.
+            while self._cycle.activity is not Activity.IDLE:
+                self._carry_out([command for command in self._cycle.handle(
+                    Occurrence(Event.TIMEOUT)) if not isinstance(command, Warn | Reason)])
+            self._work.notify_all()
 
     def close(self) -> None:
         """Stop the worker and the voice; may be called twice."""
@@ -597,7 +611,7 @@ class ReasoningModule:
                 if self._closing:
                     return
                 question, begun, impulse = self._question, self._to_say, self._impulse
-                draft = self._to_draft
+                draft, hushes = self._to_draft, self._hushes
                 self._to_say = None
                 if begun is None and question is None:
                     # Drafting comes first: whoever speaks is not to be greeted just now.
@@ -612,7 +626,9 @@ class ReasoningModule:
                     self._make_draft(draft)
                 elif impulse is not None:
                     turn = self._reasoner.answer(impulse, self.memory)
-                    self._handle(Occurrence(Event.IMPULSE, turn=turn))
+                    with self._lock:
+                        if self._hushes == hushes:
+                            self._handle(Occurrence(Event.IMPULSE, turn=turn))
             except Exception as error:
                 # Whatever goes wrong in a reasoner or voice, the avatar stays alive.
                 log.exception('reasoning failed')
