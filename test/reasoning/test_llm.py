@@ -69,6 +69,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b'd')
                 self.wfile.flush()
             return
+        if isinstance(answer, bytes):
+            self.wfile.write(b'data: ' + answer + b'\n\ndata: [DONE]\n\n')
+            return
         text = answer if isinstance(answer, str) else json.dumps(answer)
         text, broken = text.removesuffix('<break>'), text.endswith('<break>')
         for at in range(0, len(text), 20):
@@ -116,6 +119,8 @@ def test_an_answer_becomes_a_turn_of_the_vocabulary(server: Server, llm: LlmReas
     'no JSON at all', '{"intent": "wear"', '[1, 2]', {**GOOD, 'intent': 'fly'},
     {**GOOD, 'object': 'coat'}, {**GOOD, 'confidence': 'high'}, {**GOOD, 'speech': None},
     {**GOOD, 'confidence': 7}, {**GOOD, 'emotion': 'furious'}, {**GOOD, 'action': ['wear']},
+    {**GOOD, 'confidence': 10 ** 400}, json.dumps(GOOD).replace('0.9', '9' * 5000),
+    {**GOOD, 'confidence': float('nan')},
 ])
 def test_a_bad_answer_is_repaired_once(server: Server, llm: LlmReasoner, bad: Any) -> None:
     server.answers = [bad, GOOD]
@@ -126,7 +131,8 @@ def test_a_bad_answer_is_repaired_once(server: Server, llm: LlmReasoner, bad: An
 
 @pytest.mark.parametrize('answers', [
     ['rubbish', 'rubbish'], ['{"intent": <break>'], [500], [404], ['hang'], ['drip'],
-    ['x' * 20000],
+    ['x' * 20000], [b'[' * 100_000], [b'{"error": {"message": "out of memory"}}'], [b'1'],
+    [b'{"choices": [{"delta": {"content": ' + b'9' * 5000 + b'}}]}'],
 ])
 def test_whatever_the_server_does_there_is_an_answer_in_time(
         server: Server, llm: LlmReasoner, answers: list[Any]) -> None:
@@ -136,6 +142,31 @@ def test_whatever_the_server_does_there_is_an_answer_in_time(
     assert (turn.reasoner, turn.intent) == ('embedded', 'nod')
     assert time.monotonic() - began < 1.2
     assert llm.last_problem and llm.counts['llm_fallbacks'] == 1
+
+
+@pytest.mark.parametrize('event', [
+    b'{"choices": [{"delta": null, "finish_reason": "stop"}]}', b'{"choices": ["x"]}',
+    b'{"choices": {"a": 1}}', b'{"choices": null, "error": null}', b'{"choices": [null]}',
+    b'{"choices": [{"delta": "x"}]}', b'{"choices": [{"delta": {"content": ["x"]}}]}',
+])
+def test_events_without_words_are_passed_over(server: Server, llm: LlmReasoner,
+                                              event: bytes) -> None:
+    content = json.dumps({'choices': [{'delta': {'content': json.dumps(GOOD)}}]}).encode()
+    server.answers = [event + b'\n\ndata: ' + content + b'\n\ndata: ' + event]
+    assert llm.reason('a hat', Memory()).reasoner == 'llm'
+    server.answers = [event, event]
+    assert llm.reason('please nod', Memory()).reasoner == 'embedded'
+    assert 'no JSON object' in llm.last_problem and llm._failed_s is not None
+
+
+def test_whatever_goes_wrong_in_the_exchange_there_is_an_answer(
+        llm: LlmReasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise KeyError('choices')
+
+    monkeypatch.setattr(llm, '_complete', fail)
+    assert llm.reason('please nod', Memory()).reasoner == 'embedded'
+    assert llm.last_problem == "KeyError: 'choices'" and llm._failed_s is not None
 
 
 def test_a_server_that_is_not_there_is_left_alone_for_a_while(

@@ -147,11 +147,14 @@ class LlmReasoner:
         if not resting:
             try:
                 turn = self._ask(text, memory, cancelled)
-            except LlmError as error:
-                self.last_problem = str(error)
+            except Exception as error:
+                # Whatever a server sends, however malformed, the user gets an answer.
+                self.last_problem = str(error) if isinstance(error, LlmError) else \
+                    f'{type(error).__name__}: {error}'
                 if not cancelled():
                     self._failed_s = self._clock()
-                    log.warning('language model: %s; the embedded reasoner answers', error)
+                    log.warning('language model: %s; the embedded reasoner answers',
+                                self.last_problem)
             else:
                 self._failed_s = None
                 self.counts['llm_answers'] += 1
@@ -226,7 +229,8 @@ class LlmReasoner:
             raise TurnError('it holds no JSON object')
         try:
             found = json.loads(answer[start:end + 1])
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
+            # Numbers with thousands of digits are a plain ValueError.
             raise TurnError(f'it is not valid JSON: {error}') from error
         if not isinstance(found, dict):
             raise TurnError('it is not a JSON object')
@@ -236,6 +240,9 @@ class LlmReasoner:
         confidence = found.get('confidence', 0.8)
         if isinstance(confidence, bool) or not isinstance(confidence, int | float):
             raise TurnError(f'confidence {confidence!r} is not a number from 0 to 1')
+        if not 0 <= confidence <= 1:
+            # Here, since an integer may be larger than any float.
+            raise TurnError('confidence is not a number from 0 to 1')
         intent = found['intent']
         action = found.get('action') or (intent if intent in ACTIONS else 'talk')
         if not isinstance(action, str):
@@ -383,12 +390,14 @@ def _cut(wire: socket.socket) -> None:
 def _content(message: Any, key: str) -> str:
     if not isinstance(message, dict):
         raise ValueError('an event is not a JSON object')
-    if 'error' in message:
+    # Some servers send `"error": null` with every event.
+    if message.get('error'):
         raise LlmError(f'the server reports: {str(message["error"])[:200]}')
+    # Servers close a stream with all sorts of events without words, such as `"delta": null`.
     choices = message.get('choices')
-    if not choices:
-        return ''
-    content = choices[0].get(key, {}).get('content')
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    part = choice.get(key) if isinstance(choice, dict) else None
+    content = part.get('content') if isinstance(part, dict) else None
     return content if isinstance(content, str) else ''
 
 
