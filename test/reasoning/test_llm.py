@@ -56,6 +56,11 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(answer, int):
             self.send_error(answer, 'no')
             return
+        if isinstance(answer, tuple):
+            self.send_response(answer[0])
+            self.end_headers()
+            self.wfile.write(answer[1])
+            return
         if answer == 'no schema':
             if 'response_format' in body:
                 self.send_error(400, 'unknown field response_format')
@@ -199,6 +204,56 @@ def test_the_key_comes_from_the_environment_and_is_not_logged(
         llm.reason('please nod', Memory())
     assert server.keys == ['Bearer secret-key']
     assert 'secret-key' not in caplog.text + llm.last_problem
+
+
+@pytest.mark.parametrize('end', ['\r', '\n', '\r\n', ' '])
+def test_the_end_of_the_keys_line_is_no_part_of_it(
+        server: Server, llm: LlmReasoner, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f'secret-key{end}')
+    server.answers = [GOOD]
+    assert llm.reason('a hat', Memory()).reasoner == 'llm'
+    assert server.keys == ['Bearer secret-key']
+
+
+@pytest.mark.parametrize('key', ['secret-\rkey', 'secret-\nkey', 'secret-kéy', 'secret-\x7fkey'])
+def test_a_key_that_is_none_is_refused_and_not_quoted(
+        server: Server, llm: LlmReasoner, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture, key: str) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with caplog.at_level(logging.DEBUG):
+        assert llm.reason('please nod', Memory()).reasoner == 'embedded'
+    assert not server.requests
+    assert KEY_VARIABLE in llm.last_problem and KEY_VARIABLE in caplog.text
+    assert 'secret' not in caplog.text + llm.last_problem
+
+
+@pytest.mark.parametrize('answer', [
+    b'{"error": {"message": "Incorrect API key provided: secret-key"}}',
+    b'{"error": "' + b'x' * 193 + b'secret-key"}',
+    (401, b'Incorrect API key provided: secret-key'), (401, b'x' * 293 + b'secret-key'),
+])
+def test_a_key_that_the_server_sends_back_is_not_logged(
+        server: Server, llm: LlmReasoner, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture, answer: Any) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, 'secret-key')
+    server.answers = [answer]
+    with caplog.at_level(logging.DEBUG):
+        assert llm.reason('please nod', Memory()).reasoner == 'embedded'
+    assert '***' in llm.last_problem and llm.last_problem in caplog.text
+    assert 'secret' not in caplog.text + llm.last_problem
+
+
+def test_a_key_in_whatever_goes_wrong_is_not_logged(
+        llm: LlmReasoner, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: object) -> str:
+        raise KeyError('secret-key')
+
+    monkeypatch.setenv(KEY_VARIABLE, 'secret-key')
+    monkeypatch.setattr(llm, '_complete', fail)
+    with caplog.at_level(logging.DEBUG):
+        llm.reason('please nod', Memory())
+    assert 'secret' not in caplog.text + llm.last_problem
 
 
 def test_what_is_not_wanted_any_more_is_dropped(server: Server, llm: LlmReasoner) -> None:

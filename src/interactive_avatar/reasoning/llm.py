@@ -149,8 +149,10 @@ class LlmReasoner:
                 turn = self._ask(text, memory, cancelled)
             except Exception as error:
                 # Whatever a server sends, however malformed, the user gets an answer.
-                self.last_problem = str(error) if isinstance(error, LlmError) else \
+                problem = str(error) if isinstance(error, LlmError) else \
                     f'{type(error).__name__}: {error}'
+                # Once more, for the ways of a key into a message that nobody thought of.
+                self.last_problem = _without_key(problem)
                 if not cancelled():
                     self._failed_s = self._clock()
                     log.warning('language model: %s; the embedded reasoner answers',
@@ -296,7 +298,11 @@ class LlmReasoner:
             connection = http.client.HTTPConnection(
                 parts.hostname, parts.port, timeout=self.options.connect_timeout_s)
         headers = {'Content-Type': 'application/json', 'Accept': 'text/event-stream'}
-        key = os.environ.get(KEY_VARIABLE, '')
+        key = _key()
+        if not (key.isascii() and key.isprintable()):
+            # http.client would refuse it, too, and quote it.
+            raise LlmError(f'the key in the environment variable {KEY_VARIABLE} holds '
+                           f'characters that are not printable ASCII; set it again')
         if key:
             headers['Authorization'] = f'Bearer {key}'
         pieces: list[str] = []
@@ -321,7 +327,7 @@ class LlmReasoner:
                         response.status in (400, 422) or 'response_format' in detail):
                     raise _NoSchema
                 raise LlmError(f'the server answered {response.status} {response.reason}: '
-                               f'{_without(detail[:300], key)}')
+                               f'{_without_key(detail)[:300]}')
             for piece in self._pieces(wire, response, deadline_s, cancelled):
                 pieces.append(piece)
                 length += len(piece)
@@ -338,7 +344,7 @@ class LlmReasoner:
                            f'({error}); is the server running?') from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise LlmError(f'the exchange with {parts.hostname} failed: '
-                           f'{_without(str(error), key)}') from error
+                           f'{_without_key(str(error))}') from error
         finally:
             if watchdog is not None:
                 watchdog.cancel()
@@ -392,7 +398,7 @@ def _content(message: Any, key: str) -> str:
         raise ValueError('an event is not a JSON object')
     # Some servers send `"error": null` with every event.
     if message.get('error'):
-        raise LlmError(f'the server reports: {str(message["error"])[:200]}')
+        raise LlmError(f'the server reports: {_without_key(str(message["error"]))[:200]}')
     # Servers close a stream with all sorts of events without words, such as `"delta": null`.
     choices = message.get('choices')
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -401,5 +407,12 @@ def _content(message: Any, key: str) -> str:
     return content if isinstance(content, str) else ''
 
 
-def _without(text: str, key: str) -> str:
+def _key() -> str:
+    # A key that is read from a file often brings the end of its line along.
+    return os.environ.get(KEY_VARIABLE, '').strip()
+
+
+def _without_key(text: str) -> str:
+    """The text without the key; to be called before it is cut, lest a part of the key stays."""
+    key = _key()
     return text.replace(key, '***') if key else text
