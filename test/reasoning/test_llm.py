@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -259,7 +260,46 @@ def test_a_key_in_whatever_goes_wrong_is_not_logged(
 def test_what_is_not_wanted_any_more_is_dropped(server: Server, llm: LlmReasoner) -> None:
     server.answers = [GOOD]
     assert llm.reason('please nod', Memory(), lambda: True).reasoner == 'embedded'
-    assert llm._failed_s is None
+    assert llm._failed_s is None and not server.requests
+
+
+def test_an_answer_that_is_not_wanted_any_more_holds_nobody_up(
+        server: Server, reasoner: EmbeddedReasoner) -> None:
+    llm = LlmReasoner(LlmOptions(server.url, 'tiny', timeout_s=60.0), reasoner)
+    server.answers = ['hang', GOOD]
+    began = time.monotonic()
+    assert llm.reason('please nod', Memory(), lambda: bool(server.requests)).reasoner == 'embedded'
+    # The server hangs for 5 s.
+    assert time.monotonic() - began < 3.0
+    assert 'no longer wanted' in llm.last_problem and llm._failed_s is None
+    assert llm.reason('a hat', Memory()).reasoner == 'llm'
+
+
+def test_a_name_that_is_looked_up_for_long_is_not_waited_for(
+        server: Server, llm: LlmReasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, ended = threading.Event(), threading.Event()
+    look_up = socket.getaddrinfo
+
+    def hang(*arguments: Any, **named: Any) -> Any:
+        found.wait(30.0)
+        return look_up(*arguments, **named)
+
+    def stream(*arguments: Any) -> str:
+        try:
+            return LlmReasoner._stream(llm, *arguments)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(socket, 'getaddrinfo', hang)
+    monkeypatch.setattr(llm, '_stream', stream)
+    began = time.monotonic()
+    assert llm.reason('please nod', Memory()).reasoner == 'embedded'
+    assert time.monotonic() - began < 5.0
+    assert 'no answer within 0.5 s' in llm.last_problem and llm._failed_s is not None
+    # The thread that was left behind ends when it can, and asks nobody any more.
+    found.set()
+    assert ended.wait(10.0)
+    assert not server.requests
 
 
 @pytest.mark.parametrize('change', [

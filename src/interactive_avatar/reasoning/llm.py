@@ -22,6 +22,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -52,6 +53,9 @@ MAX_LINE_BYTES: Final = 1 << 20
 HISTORY_LINES: Final = 10
 # After a failure the server is left alone for a while, so that not every answer waits for it.
 REST_AFTER_FAILURE_S: Final = 20.0
+# How often is looked whether an answer is still wanted.
+WAIT_STEP_S: Final = 0.05
+_UNWANTED: Final = 'the answer is no longer wanted'
 
 
 class LlmError(RuntimeError):
@@ -65,7 +69,7 @@ class LlmOptions:
     Attributes:
         url: base address with the version, such as `http://localhost:11434/v1`.
         model: name of the model at the server.
-        timeout_s: for the whole answer, repair included.
+        timeout_s: for the whole answer, looking up the server and a repair included.
         connect_timeout_s: until the server accepts the connection.
         temperature: of sampling.
         max_tokens: length limit of the answer.
@@ -146,7 +150,7 @@ class LlmReasoner:
                    and self._clock() - self._failed_s < REST_AFTER_FAILURE_S)
         if not resting:
             try:
-                turn = self._ask(text, memory, cancelled)
+                turn = self._ask_aside(text, memory, cancelled)
             except Exception as error:
                 # Whatever a server sends, however malformed, the user gets an answer.
                 problem = str(error) if isinstance(error, LlmError) else \
@@ -174,10 +178,41 @@ class LlmReasoner:
 
     # --- the dialogue with the server ---------------------------------------------------------
 
-    def _ask(self, text: str, memory: Memory, cancelled: Callable[[], bool]) -> Turn:
+    def _ask_aside(self, text: str, memory: Memory, cancelled: Callable[[], bool]) -> Turn:
+        """`_ask` in a thread of its own, which is left behind when its answer is of no use.
+
+        Not every wait in there can be ended from outside: looking up a name has no time-out.
+
+        Raises:
+            LlmError: if time is up or the answer is no longer wanted, and as `_ask`.
+        """
+        if cancelled():
+            raise LlmError(_UNWANTED)
         deadline_s = self._clock() + self.options.timeout_s
+        exchange = _Exchange(deadline_s)
+        answered: Future[Turn] = Future()
+
+        def ask() -> None:
+            try:
+                answered.set_result(self._ask(text, memory, exchange))
+            except Exception as error:
+                answered.set_exception(error)
+
+        # A daemon: one that hangs in a look-up does not keep the process alive.
+        threading.Thread(target=ask, name='language model', daemon=True).start()
+        try:
+            while not wait((answered,), WAIT_STEP_S).done:
+                if cancelled():
+                    raise LlmError(_UNWANTED)
+                if self._clock() >= deadline_s:
+                    raise LlmError(self._late())
+            return answered.result()
+        finally:
+            exchange.leave()
+
+    def _ask(self, text: str, memory: Memory, exchange: _Exchange) -> Turn:
         messages = self._messages(text, memory)
-        answer = self._complete(messages, deadline_s, cancelled)
+        answer = self._complete(messages, exchange)
         try:
             return self._turn(answer, memory)
         except TurnError as problem:
@@ -187,7 +222,7 @@ class LlmReasoner:
                 {'role': 'user', 'content': f'That answer cannot be used: {problem}. Send the '
                                             f'corrected JSON object and nothing else.'}]
         try:
-            return self._turn(self._complete(messages, deadline_s, cancelled), memory)
+            return self._turn(self._complete(messages, exchange), memory)
         except TurnError as problem:
             raise LlmError(f'no usable answer even after a repair: {problem}') from problem
 
@@ -262,8 +297,7 @@ class LlmReasoner:
 
     # --- http ---------------------------------------------------------------------------------
 
-    def _complete(self, messages: list[dict[str, str]], deadline_s: float,
-                  cancelled: Callable[[], bool]) -> str:
+    def _complete(self, messages: list[dict[str, str]], exchange: _Exchange) -> str:
         request: dict[str, Any] = {
             'model': self.options.model, 'messages': messages, 'stream': True,
             'temperature': self.options.temperature, 'max_tokens': self.options.max_tokens}
@@ -276,17 +310,18 @@ class LlmReasoner:
             # An older server: the rules in the prompt must do.
             None)
         while True:
-            form = forms[self._form]
+            at = self._form
+            form = forms[at]
             request.pop('response_format', None)
             if form is not None:
                 request['response_format'] = form
             try:
-                return self._stream(request, deadline_s, cancelled)
+                return self._stream(request, exchange)
             except _NoSchema:
-                self._form += 1
+                # A thread that was left behind may have found out the same.
+                self._form = max(self._form, at + 1)
 
-    def _stream(self, request: dict[str, Any], deadline_s: float,
-                cancelled: Callable[[], bool]) -> str:
+    def _stream(self, request: dict[str, Any], exchange: _Exchange) -> str:
         parts = urlsplit(self.options.url)
         assert parts.hostname is not None
         connection: http.client.HTTPConnection
@@ -307,16 +342,14 @@ class LlmReasoner:
             headers['Authorization'] = f'Bearer {key}'
         pieces: list[str] = []
         length = 0
-        watchdog: threading.Timer | None = None
         try:
             connection.connect()
             # Kept here, since http.client forgets it when a response has no length.
             wire = connection.sock
-            # A server that drips bytes never runs into the socket's time-out: the line is cut.
-            watchdog = threading.Timer(max(0.0, deadline_s - self._clock()), _cut, (wire,))
-            watchdog.daemon = True
-            watchdog.start()
-            _limit(wire, deadline_s - self._clock())
+            # A server that drips bytes never runs into the socket's time-out: who waits cuts the
+            # line.
+            exchange.take(wire)
+            _limit(wire, exchange.deadline_s - self._clock())
             connection.request('POST', f'{parts.path.rstrip("/")}/chat/completions',
                                json.dumps(request).encode(), headers)
             response = connection.getresponse()
@@ -328,15 +361,11 @@ class LlmReasoner:
                     raise _NoSchema
                 raise LlmError(f'the server answered {response.status} {response.reason}: '
                                f'{_without_key(detail)[:300]}')
-            for piece in self._pieces(wire, response, deadline_s, cancelled):
+            for piece in self._pieces(wire, response, exchange.deadline_s):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_ANSWER_CHARS:
                     raise LlmError(f'the answer is longer than {MAX_ANSWER_CHARS} characters')
-        except LlmError as error:
-            if self._clock() >= deadline_s:
-                raise LlmError(self._late()) from error
-            raise
         except TimeoutError as error:
             raise LlmError(self._late()) from error
         except ConnectionError as error:
@@ -346,8 +375,6 @@ class LlmReasoner:
             raise LlmError(f'the exchange with {parts.hostname} failed: '
                            f'{_without_key(str(error))}') from error
         finally:
-            if watchdog is not None:
-                watchdog.cancel()
             connection.close()
         return ''.join(pieces)
 
@@ -356,15 +383,13 @@ class LlmReasoner:
                 f'smaller model')
 
     def _pieces(self, wire: socket.socket, response: http.client.HTTPResponse,
-                deadline_s: float, cancelled: Callable[[], bool]) -> Iterator[str]:
+                deadline_s: float) -> Iterator[str]:
         if 'text/event-stream' not in (response.getheader('Content-Type') or ''):
             # A server that does not stream sends one object.
             whole = json.loads(response.read(MAX_LINE_BYTES))
             yield _content(whole, 'message')
             return
         while True:
-            if cancelled():
-                raise LlmError('the answer is no longer wanted')
             _limit(wire, deadline_s - self._clock())
             line = response.readline(MAX_LINE_BYTES)
             if not line:
@@ -378,6 +403,39 @@ class LlmReasoner:
             yield _content(json.loads(data), 'delta')
 
 
+class _Exchange:
+    """What the thread that asks and the thread that waits for it share.
+
+    Args:
+        deadline_s: when time is up, on the reasoner's clock.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self._left = False
+        self._wire: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def take(self, wire: socket.socket) -> None:
+        """Use this connection from now on.
+
+        Raises:
+            LlmError: if nobody waits any more.
+        """
+        with self._lock:
+            if self._left:
+                raise LlmError(_UNWANTED)
+            self._wire = wire
+
+    def leave(self) -> None:
+        """Wait no more: the connection is cut, and with it ends whoever reads from it."""
+        with self._lock:
+            self._left = True
+            if self._wire is not None:
+                with contextlib.suppress(OSError):
+                    self._wire.shutdown(socket.SHUT_RDWR)
+
+
 class _NoSchema(Exception):
     """The server refuses the JSON schema."""
 
@@ -386,11 +444,6 @@ def _limit(wire: socket.socket, seconds: float) -> None:
     if seconds <= 0:
         raise TimeoutError
     wire.settimeout(seconds)
-
-
-def _cut(wire: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        wire.shutdown(socket.SHUT_RDWR)
 
 
 def _content(message: Any, key: str) -> str:
