@@ -105,6 +105,19 @@ def test_allowed_hosts() -> None:
         assert get(served.url, Host='other.local')[0] == 403
 
 
+def test_under_any_name_other_sites_are_refused() -> None:
+    with AvatarPage(0, allowed_hosts=['*']) as served:
+        assert get(served.url, Host=f'robot.local:{served.port}')[0] == 200
+        assert get(served.url, Origin='https://evil.example')[0] == 403
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            visit(served, lambda opened: opened.receive(), {'Origin': 'https://evil.example'})
+        assert refused.value.status == 403
+        name = f'robot.local:{served.port}'
+        visit(served, lambda opened: opened.send_str('{}'),
+              {'Host': name, 'Origin': f'http://{name}'})
+        visit(served, lambda opened: opened.send_str('{}'))
+
+
 def test_port_in_use_and_bad_ports_are_explained() -> None:
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))

@@ -102,7 +102,7 @@ class AvatarPage:
         host: address to listen at. Browsers give the microphone to ``localhost`` and to https
             only, so another address serves pages without a microphone.
         allowed_hosts: further host names under which the page may be opened, such as this
-            machine's name in the local network; '*' allows all.
+            machine's name in the local network; '*' allows all. Other sites stay shut out.
 
     Attributes:
         port: the port it listens at.
@@ -336,13 +336,14 @@ class AvatarPage:
         """Answer only to this page: others must not reach the microphone through it."""
         host = request.host.rsplit(':', 1)[0] if not request.host.endswith(']') else request.host
         origin = request.headers.get('Origin')
-        if '*' not in self._allowed:
-            if host not in self._allowed:
-                raise web.HTTPForbidden(text=f'The avatar does not answer to the name '
-                                             f'"{host[:100]}". Open {self.url}, or add the name '
-                                             f'to allowed_hosts.')
-            if origin is not None and origin.split('://', 1)[-1] != request.host:
-                raise web.HTTPForbidden(text='Another site may not use this page.')
+        if '*' not in self._allowed and host not in self._allowed:
+            raise web.HTTPForbidden(text=f'The avatar does not answer to the name '
+                                         f'"{host[:100]}". Open {self.url}, or add the name '
+                                         f'to allowed_hosts.')
+        # Under whatever name the page is opened, only it may use it: browsers let every site
+        # open WebSockets to this machine, and tell which one it was.
+        if origin is not None and origin.split('://', 1)[-1] != request.host:
+            raise web.HTTPForbidden(text='Another site may not use this page.')
         response = await handler(request)
         if not response.prepared:
             response.headers.update(SECURITY_HEADERS)
