@@ -186,6 +186,35 @@ def test_a_question_meets_its_draft_half_made(bench: Bench) -> None:
     assert bench.states[-1].activity is Activity.IDLE
 
 
+def test_who_goes_on_before_the_answer_is_heard_is_answered_in_the_world_before(
+        bench: Bench) -> None:
+    bench.module.on_speech_started()
+    bench.module.on_speech_ended()
+    bench.module.on_words('Put on your glasses.')
+    bench.spoken(1)
+    assert bench.pull(2) and bench.module.memory.world.glasses
+    bench.module.on_speech_started()
+    assert not bench.module.memory.world.glasses and not bench.states[-1].world.glasses
+    assert bench.module.memory.last_object is None and bench.module.memory.last_action is None
+    bench.module.on_speech_ended()
+    bench.module.on_words('please.')
+    bench.spoken(2)
+    first, second = bench.intents
+    assert second.utterance == 'Put on your glasses please.'
+    assert (first.turn.action, second.turn.action) == ('wear', 'wear')
+    assert second.turn.world.glasses and bench.module.memory.world.glasses
+    assert bench.states[-1].world.glasses
+    assert [line.text for line in bench.module.memory.lines] == ['Put on your glasses please.']
+
+
+def test_what_was_heard_of_is_not_taken_back(bench: Bench) -> None:
+    bench.module.on_text('put on your glasses')
+    bench.spoken(1)
+    bench.pull(6)
+    bench.module.on_speech_started()
+    assert bench.module.memory.world.glasses and bench.states[-1].world.glasses
+
+
 def test_who_goes_on_before_the_answer_is_heard_is_not_cut_off(bench: Bench) -> None:
     bench.module.on_speech_started()
     bench.module.on_speech_ended()

@@ -41,6 +41,7 @@ from interactive_avatar.reasoning.cycle import (
     State,
     StateCycle,
     StopSpeech,
+    TakeBack,
     Warn,
 )
 from interactive_avatar.reasoning.embedded import EmbeddedReasoner, Reasoner
@@ -528,6 +529,8 @@ class ReasoningModule:
                         self._question = None
                 case BeginTurn():
                     self._begin(command)
+                case TakeBack():
+                    self.memory.take_back()
                 case StopSpeech():
                     if self._speech is not None:
                         self._counts['interruptions'] += not self._speech.finished
