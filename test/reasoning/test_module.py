@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +22,11 @@ from interactive_avatar.reasoning.module import (
     ReasoningModule,
     SpokenChunk,
 )
+from interactive_avatar.reasoning.persona import parse_persona
 from interactive_avatar.reasoning.turn import Turn
 from interactive_avatar.reasoning.voice import VoiceError
 
-from .conftest import Clock
+from .conftest import PERSONA, Clock, embed
 
 
 class Voice:
@@ -307,6 +309,21 @@ def test_no_words_end_the_waiting(bench: Bench) -> None:
     bench.module.on_speech_ended()
     bench.module.on_words('')
     assert bench.states[-1].activity is Activity.IDLE
+
+
+def test_a_persona_without_greetings_greets_nobody(clock: Clock) -> None:
+    parts = re.split(r'^(?=  \w)', PERSONA, flags=re.MULTILINE)
+    persona = parse_persona(''.join(
+        part for part in parts if not part.startswith(('  greeting:', '  farewell:'))))
+    assert 'nod' in persona.intents and not {'greeting', 'farewell'} & set(persona.intents)
+    bench = Bench(EmbeddedReasoner(persona, embed, seed=1), clock)
+    for there in (True, False):
+        for _ in range(20):
+            bench.module.on_presence(there)
+            assert bench.module.settle(5.0)
+            bench.pull(2)
+    bench.module.close()
+    assert not bench.intents and not bench.warnings
 
 
 def test_who_comes_is_greeted_once(bench: Bench) -> None:

@@ -168,7 +168,7 @@ class LlmReasoner:
         self.counts['llm_fallbacks'] += 1
         return self._fallback.reason(text, memory, cancelled)
 
-    def answer(self, intent: str, memory: Memory) -> Turn:
+    def answer(self, intent: str, memory: Memory) -> Turn | None:
         """See `Reasoner.answer`; what nobody asked for needs no language model."""
         return self._fallback.answer(intent, memory)
 

@@ -615,7 +615,8 @@ class ReasoningModule:
                     self._make_draft(draft)
                 elif impulse is not None:
                     turn = self._reasoner.answer(impulse, self.memory)
-                    self._handle(Occurrence(Event.IMPULSE, turn=turn))
+                    if turn is not None:
+                        self._handle(Occurrence(Event.IMPULSE, turn=turn))
             except Exception as error:
                 # Whatever goes wrong in a reasoner or voice, the avatar stays alive.
                 log.exception('reasoning failed')
