@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,14 +33,16 @@ sys.exit(3)
 
 
 def make(tmp_path: Path, state: str = 'active', error: str = '', life_s: float = 60.0,
-         respawn: bool = True) -> tuple[Graph, list[str]]:
+         respawn: bool = True,
+         tell: Callable[[str], None] | None = None) -> tuple[Graph, list[str]]:
     told: list[str] = []
     status = tmp_path / 'status'
     status.mkdir()
     node = NodeProcess('web', [sys.executable, '-c', SCRIPT, 'web', state, error, str(life_s)],
                        tmp_path / 'web.log')
     environment = {**os.environ, STATUS_FOLDER_VARIABLE: str(status)}
-    return Graph([node], environment, status, respawn=respawn, tell=told.append), told
+    return Graph([node], environment, status, respawn=respawn,
+                 tell=tell or told.append), told
 
 
 def test_waits_until_active_and_stops(tmp_path: Path) -> None:
@@ -75,6 +79,22 @@ def test_a_killed_node_is_started_again(tmp_path: Path) -> None:
             time.sleep(0.05)
         graph.wait_until_active(10)
     assert 'web ended with code -9, starting it again' in told[0]
+
+
+def test_nodes_are_looked_after_without_a_terminal(tmp_path: Path) -> None:
+    def closed(_: str) -> None:
+        raise OSError(errno.EIO, 'Input/output error')
+
+    graph, _ = make(tmp_path, tell=closed)
+    with graph:
+        graph.wait_until_active(10)
+        process = graph.nodes['web'].process
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+        deadline_s = time.monotonic() + 10
+        while graph.nodes['web'].starts < 2 and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert graph.nodes['web'].starts == 2
 
 
 def test_without_respawn_an_ended_node_is_an_error(tmp_path: Path) -> None:

@@ -142,8 +142,10 @@ class Graph:
             if now_s - node.started_s > FORGIVEN_AFTER_S:
                 node.delay_s = FIRST_RESPAWN_DELAY_S
             again = f', starting it again in {node.delay_s:.0f} s' if self._respawn else ''
-            self._tell(f'{node.name} ended with code {node.process.returncode}{again}; its log is '
-                       f'{node.log_path}')
+            # The terminal may be gone, and the nodes are looked after all the same.
+            with contextlib.suppress(OSError):
+                self._tell(f'{node.name} ended with code {node.process.returncode}{again}; its '
+                           f'log is {node.log_path}')
             node.respawn_at_s = now_s + node.delay_s if self._respawn else float('inf')
             node.delay_s = min(2 * node.delay_s, LONGEST_RESPAWN_DELAY_S)
         elif now_s >= node.respawn_at_s:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import threading
@@ -83,11 +84,14 @@ def main(arguments: argparse.Namespace) -> int:
     """Run until interrupted.
 
     Returns:
-        0 after Ctrl-C or SIGTERM, 1 if the graph could not start.
+        0 after Ctrl-C, SIGTERM or a closed terminal, 1 if the graph could not start.
     """
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    # The nodes have sessions of their own, so a terminal that closes ends only this process:
+    # without it they would run on. Under nohup a closed terminal is to be survived.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: stop.set())
     try:
         overrides = {**mode_overrides(arguments.mode, arguments.nodes),
                      **parse_overrides(arguments.overrides)}
@@ -129,6 +133,12 @@ class _Waiter(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._graph.wait_until_active(self._timeout_s, lambda text: print(text, flush=True))
+            self._graph.wait_until_active(self._timeout_s, self._show)
         except GraphError as error:
             self.error = error
+
+    @staticmethod
+    def _show(text: str) -> None:
+        # A terminal that was closed takes no more lines.
+        with contextlib.suppress(OSError):
+            print(text, flush=True)

@@ -26,6 +26,7 @@ from interactive_avatar.nodes import qos
 from interactive_avatar.nodes.messages import ACTIVITIES, PHASES, audio_message
 from interactive_avatar.nodes.reasoning import (
     ReasoningNode,
+    cycle_options,
     intent_message,
     perceived_of,
     state_message,
@@ -105,6 +106,13 @@ def test_a_state_becomes_a_message() -> None:
     message = state_message(STATE)
     assert (message.phase, message.activity) == (AvatarState.ACTION, AvatarState.SPEAKING)
     assert (message.prompt, message.next_prompt, message.turn_id) == ('nods', 'rests', 7)
+
+
+def test_the_cycle_is_more_patient_than_the_language_model_needs() -> None:
+    assert cycle_options(4.0).thinking_s == 12.0
+    assert cycle_options(20.0).thinking_s == 44.0
+    # The longest patience that the parameter allows is one that the cycle allows.
+    assert cycle_options(120.0).thinking_s == 244.0
 
 
 def test_a_turn_becomes_a_message() -> None:

@@ -27,6 +27,7 @@ from interactive_avatar.reasoning.cycle import (
     StateCycle,
     StopSpeech,
     SwitchPrompt,
+    TakeBack,
     Warn,
     diagram,
 )
@@ -67,6 +68,8 @@ class Driver:
                 case StopSpeech():
                     if self.sounding == command.turn_id:
                         self.sounding = None
+                case TakeBack():
+                    assert command.turn_id == self.begun[-1] and self.sounding is None
                 case Reason():
                     self.asked = command.request_id
                 case Warn():

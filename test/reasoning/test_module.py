@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +22,11 @@ from interactive_avatar.reasoning.module import (
     ReasoningModule,
     SpokenChunk,
 )
+from interactive_avatar.reasoning.persona import parse_persona
 from interactive_avatar.reasoning.turn import Turn
 from interactive_avatar.reasoning.voice import VoiceError
 
-from .conftest import Clock
+from .conftest import PERSONA, Clock, embed
 
 
 class Voice:
@@ -186,6 +188,35 @@ def test_a_question_meets_its_draft_half_made(bench: Bench) -> None:
     assert bench.states[-1].activity is Activity.IDLE
 
 
+def test_who_goes_on_before_the_answer_is_heard_is_answered_in_the_world_before(
+        bench: Bench) -> None:
+    bench.module.on_speech_started()
+    bench.module.on_speech_ended()
+    bench.module.on_words('Put on your glasses.')
+    bench.spoken(1)
+    assert bench.pull(2) and bench.module.memory.world.glasses
+    bench.module.on_speech_started()
+    assert not bench.module.memory.world.glasses and not bench.states[-1].world.glasses
+    assert bench.module.memory.last_object is None and bench.module.memory.last_action is None
+    bench.module.on_speech_ended()
+    bench.module.on_words('please.')
+    bench.spoken(2)
+    first, second = bench.intents
+    assert second.utterance == 'Put on your glasses please.'
+    assert (first.turn.action, second.turn.action) == ('wear', 'wear')
+    assert second.turn.world.glasses and bench.module.memory.world.glasses
+    assert bench.states[-1].world.glasses
+    assert [line.text for line in bench.module.memory.lines] == ['Put on your glasses please.']
+
+
+def test_what_was_heard_of_is_not_taken_back(bench: Bench) -> None:
+    bench.module.on_text('put on your glasses')
+    bench.spoken(1)
+    bench.pull(6)
+    bench.module.on_speech_started()
+    assert bench.module.memory.world.glasses and bench.states[-1].world.glasses
+
+
 def test_who_goes_on_before_the_answer_is_heard_is_not_cut_off(bench: Bench) -> None:
     bench.module.on_speech_started()
     bench.module.on_speech_ended()
@@ -325,6 +356,21 @@ def test_hushed_while_it_thinks_it_does_not_answer_later(
     bench.module.hush()
     assert bench.states[-1].activity is Activity.IDLE
     assert bench.module.settle(3.0) and not bench.intents and bench.warnings == []
+
+
+def test_a_persona_without_greetings_greets_nobody(clock: Clock) -> None:
+    parts = re.split(r'^(?=  \w)', PERSONA, flags=re.MULTILINE)
+    persona = parse_persona(''.join(
+        part for part in parts if not part.startswith(('  greeting:', '  farewell:'))))
+    assert 'nod' in persona.intents and not {'greeting', 'farewell'} & set(persona.intents)
+    bench = Bench(EmbeddedReasoner(persona, embed, seed=1), clock)
+    for there in (True, False):
+        for _ in range(20):
+            bench.module.on_presence(there)
+            assert bench.module.settle(5.0)
+            bench.pull(2)
+    bench.module.close()
+    assert not bench.intents and not bench.warnings
 
 
 def test_who_comes_is_greeted_once(bench: Bench) -> None:

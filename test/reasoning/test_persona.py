@@ -64,6 +64,23 @@ def test_the_line_is_the_right_one() -> None:
         parse_persona(text)
 
 
+def test_jokes_are_needed_wherever_one_is_told() -> None:
+    text = PERSONA.replace('jokes: [A joke.]\n', '').replace("['{joke}']", "['No.']")
+    parse_persona(text)
+    reply = "      already: ['I am wearing my {object}.']"
+    line = text.splitlines().index(reply) + 1
+    with pytest.raises(PersonaError, match=rf':{line}: intents\.wear\.when\.already: .joke. is'):
+        parse_persona(text.replace(reply, "      already: ['{joke}']"))
+
+
+@pytest.mark.parametrize('character', ['\x0c', '\x00', '\x1b', '\x7f', '\ud800'])
+def test_a_character_that_yaml_does_not_take_is_named_with_its_line(character: str) -> None:
+    text = PERSONA.replace('Goodbye.', f'Good{character}bye.')
+    line = next(at for at, found in enumerate(text.split('\n'), 1) if character in found)
+    with pytest.raises(PersonaError, match=rf'^mine\.yaml:{line}: .*U\+{ord(character):04X}'):
+        parse_persona(text, 'mine.yaml')
+
+
 @pytest.mark.parametrize('text', ['', 'name: [', 'just text', 'name: Ada', '- a'])
 def test_what_is_no_persona_is_refused(text: str) -> None:
     with pytest.raises(PersonaError):

@@ -185,6 +185,99 @@ def test_a_visit_to_the_page() -> None:
             wait_for(lambda: stats()['shown'] > before + 10)
 
 
+# Notes what the browser opens, which it does when `allow` is called, as where the user is asked.
+TRACKS = """
+window.tracks = [];
+const allowed = new Promise((resolve) => { window.allow = resolve; });
+const media = navigator.mediaDevices;
+const open = media.getUserMedia.bind(media);
+media.getUserMedia = async (wanted) => {
+  await allowed;
+  const stream = await open(wanted);
+  window.tracks.push(...stream.getTracks());
+  return stream;
+};
+"""
+
+
+@pytest.mark.parametrize('device', ['microphone', 'camera'])
+def test_a_double_click_opens_one_device_and_the_next_click_closes_it(device: str) -> None:
+    sent: list[Any] = []
+    page = AvatarPage(0, on_audio=lambda samples, _: sent.append(samples),
+                      on_picture=lambda data, _: sent.append(data))
+    with page, browser('--use-fake-ui-for-media-stream') as driver:
+        def tracks() -> list[str]:
+            return list(driver.execute_script(
+                'return window.tracks.map((track) => track.readyState)'))
+
+        driver.get(page.url)
+        wait_for(lambda: driver.find_element('id', 'link').text == 'connected')
+        driver.execute_script(TRACKS)
+        button = driver.find_element('id', device)
+        driver.execute_script('arguments[0].click(); arguments[0].click();', button)
+        button.click()
+        driver.execute_script('window.allow()')
+        wait_for(lambda: len(sent) > 3)
+        assert button.get_attribute('aria-pressed') == 'true' and tracks() == ['live']
+        button.click()
+        assert button.get_attribute('aria-pressed') == 'false' and tracks() == ['ended']
+        time.sleep(0.3)
+        count = len(sent)
+        time.sleep(0.5)
+        assert len(sent) == count
+        button.click()
+        wait_for(lambda: len(sent) > count)
+        assert tracks() == ['ended', 'live']
+
+
+def test_a_microphone_that_another_page_took_can_be_taken_back() -> None:
+    heard: list[int] = []
+    page = AvatarPage(0, on_audio=lambda samples, _: heard.append(samples.size))
+    with page, browser('--use-fake-ui-for-media-stream') as driver:
+        first = driver.current_window_handle
+
+        def pressed() -> bool:
+            button = driver.find_element('id', 'microphone')
+            return bool(button.get_attribute('aria-pressed') == 'true')
+
+        driver.get(page.url)
+        driver.find_element('id', 'microphone').click()
+        wait_for(lambda: len(heard) > 3)
+        driver.switch_to.new_window('tab')
+        driver.get(page.url)
+        driver.find_element('id', 'microphone').click()
+        second = driver.current_window_handle
+        wait_for(pressed)
+        driver.switch_to.window(first)
+        wait_for(lambda: not pressed())
+        driver.switch_to.window(second)
+        assert pressed()
+        driver.switch_to.window(first)
+        driver.find_element('id', 'microphone').click()
+        driver.switch_to.window(second)
+        wait_for(lambda: not pressed())
+        driver.switch_to.window(first)
+        assert pressed()
+        count = len(heard)
+        wait_for(lambda: len(heard) > count + 3)
+
+
+@pytest.mark.parametrize('device, fault', [
+    ('microphone', "AudioWorklet.prototype.addModule = async () => { throw new Error('no'); }"),
+    ('camera', "HTMLMediaElement.prototype.play = async () => { throw new Error('no'); }"),
+])
+def test_a_device_that_cannot_be_used_does_not_stay_on(device: str, fault: str) -> None:
+    with AvatarPage(0) as page, browser('--use-fake-ui-for-media-stream') as driver:
+        driver.get(page.url)
+        driver.execute_script(f'{TRACKS} {fault}; window.allow();')
+        button = driver.find_element('id', device)
+        button.click()
+        wait_for(lambda: driver.find_element('id', 'notice').text == 'no')
+        assert button.get_attribute('aria-pressed') == 'false'
+        assert driver.execute_script(
+            'return window.tracks.map((track) => track.readyState)') == ['ended']
+
+
 def test_a_microphone_that_is_denied_is_explained(tmp_path: Path) -> None:
     with AvatarPage(0) as page, browser('--deny-permission-prompts') as driver:
         driver.get(page.url)

@@ -105,6 +105,19 @@ def test_allowed_hosts() -> None:
         assert get(served.url, Host='other.local')[0] == 403
 
 
+def test_under_any_name_other_sites_are_refused() -> None:
+    with AvatarPage(0, allowed_hosts=['*']) as served:
+        assert get(served.url, Host=f'robot.local:{served.port}')[0] == 200
+        assert get(served.url, Origin='https://evil.example')[0] == 403
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            visit(served, lambda opened: opened.receive(), {'Origin': 'https://evil.example'})
+        assert refused.value.status == 403
+        name = f'robot.local:{served.port}'
+        visit(served, lambda opened: opened.send_str('{}'),
+              {'Host': name, 'Origin': f'http://{name}'})
+        visit(served, lambda opened: opened.send_str('{}'))
+
+
 def test_port_in_use_and_bad_ports_are_explained() -> None:
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
@@ -216,6 +229,69 @@ def test_the_newest_microphone_has_it(page: AvatarPage, heard: Heard) -> None:
             message: dict[str, Any] = await asyncio.wait_for(first.receive_json(), 3)
             return message
     assert asyncio.run(run()) == {'type': 'microphone', 'taken': True}
+
+
+def test_what_comes_late_from_a_microphone_that_was_taken_does_not_take_it_back(
+        page: AvatarPage, heard: Heard) -> None:
+    def block(value: int) -> bytes:
+        return b'\x02\0\0\0' + np.full(320, value, '<i2').tobytes()
+
+    async def run() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        async with (aiohttp.ClientSession() as session,
+                    session.ws_connect(f'{page.url}ws') as first,
+                    session.ws_connect(f'{page.url}ws') as second):
+            await first.send_bytes(block(1))
+            await asyncio.to_thread(wait_for, lambda: len(heard.audio) == 1)
+            await second.send_bytes(block(2))
+            told = [await asyncio.wait_for(first.receive_json(), 3)]
+            # Sent before the page read it, and what the page says of it when it did.
+            await first.send_bytes(block(3))
+            await first.send_json({'type': 'microphone', 'on': False})
+            await first.send_bytes(b'\x09')
+            told.append(await asyncio.wait_for(first.receive_json(), 3))
+            await second.send_bytes(block(4))
+            await asyncio.to_thread(wait_for, lambda: len(heard.audio) == 3)
+            await first.send_json({'type': 'microphone', 'on': True})
+            await first.send_bytes(block(5))
+            taken: dict[str, Any] = await asyncio.wait_for(second.receive_json(), 3)
+            return told, taken
+
+    (taken, late), taken_back = asyncio.run(run())
+    assert taken == taken_back == {'type': 'microphone', 'taken': True}
+    assert late['type'] == 'notice'
+    wait_for(lambda: len(heard.audio) == 4)
+    assert [int(samples[0]) for _, samples in heard.audio] == [1, 2, 4, 5]
+
+
+def test_what_comes_late_from_a_camera_that_was_taken_does_not_take_it_back() -> None:
+    seen: list[bytes] = []
+    head = b'\x03\0\0\0'
+    pictures = [encode_jpeg(np.full((24, 32, 3), value, np.uint8)) for value in (0, 99, 180, 255)]
+
+    async def run(page: AvatarPage) -> list[dict[str, Any]]:
+        async with (aiohttp.ClientSession() as session,
+                    session.ws_connect(f'{page.url}ws') as first,
+                    session.ws_connect(f'{page.url}ws') as second):
+            await first.send_bytes(head + pictures[0])
+            await asyncio.to_thread(wait_for, lambda: len(seen) == 1)
+            await asyncio.sleep(0.1)
+            await second.send_bytes(head + pictures[1])
+            told = [await asyncio.wait_for(first.receive_json(), 3)]
+            await asyncio.sleep(0.1)
+            await first.send_bytes(head + pictures[2])
+            await first.send_bytes(head + b'no picture')
+            told.append(await asyncio.wait_for(first.receive_json(), 3))
+            await first.send_json({'type': 'camera', 'on': True})
+            await first.send_bytes(head + pictures[3])
+            told.append(await asyncio.wait_for(second.receive_json(), 3))
+            await asyncio.to_thread(wait_for, lambda: len(seen) == 3)
+            return told
+
+    with AvatarPage(0, on_picture=lambda data, _: seen.append(data)) as page:
+        taken, late, taken_back = asyncio.run(run(page))
+    assert taken == taken_back == {'type': 'camera', 'taken': True}
+    assert late['type'] == 'notice'
+    assert seen == [pictures[0], pictures[1], pictures[3]]
 
 
 def test_pictures_of_the_newest_camera_are_taken_and_no_faster_than_they_are_of_use() -> None:

@@ -35,6 +35,7 @@ from interactive_avatar.nodes.options import option
 from interactive_avatar.perception import SileroVoiceActivity
 from interactive_avatar.reasoning import (
     Callbacks,
+    CycleOptions,
     Intent,
     ModuleOptions,
     Perceived,
@@ -77,6 +78,15 @@ class ReasoningOptions:
     greet: bool = option(True, 'greet who comes and see off who leaves, where faces are perceived')
     react: bool = option(True, "mirror the user's smile, nod at their pauses, meet their eyes")
     nice: int = option(0, 'scheduling priority, 19 is lowest', minimum=-20, maximum=19)
+
+
+def cycle_options(llm_timeout_s: float) -> CycleOptions:
+    """Time-outs of the state cycle that leave a language model its time.
+
+    An answer that comes after the cycle has given up thinking is dropped, and the embedded
+    reasoner's, which begins when the patience with the model ends, would be dropped with it.
+    """
+    return CycleOptions(thinking_s=max(CycleOptions.thinking_s, 2 * llm_timeout_s + 4.0))
 
 
 def state_message(state: State) -> AvatarState:
@@ -152,7 +162,8 @@ class ReasoningNode(AvatarNode):
                 voice_model=options.voice_model, voice_speed=options.voice_speed,
                 llm_url=options.llm_url, llm_model=options.llm_model,
                 llm_timeout_s=options.llm_timeout_s, playout_s=options.playout_s,
-                greet=options.greet, react=options.react),
+                greet=options.greet, react=options.react,
+                cycle=cycle_options(options.llm_timeout_s)),
             Callbacks(self._publish_state, self._publish_intent, self._complain, self._wake.set),
             clock=self.seconds,
             now=lambda: datetime.fromtimestamp(self._now().nanoseconds / 1e9))

@@ -50,7 +50,8 @@ class WebOptions:
                                     'microphone to localhost and https only')
     port: int = option(8080, 'TCP port of the page; 0 takes a free one', minimum=0, maximum=65535)
     allowed_hosts: str = option('', 'further host names under which the page may be opened, '
-                                    'separated by spaces; * for all')
+                                    'separated by spaces; * for all, though other sites stay '
+                                    'shut out')
     nice: int = option(5, 'scheduling priority, 19 is lowest', minimum=-20, maximum=19)
 
 

@@ -8,7 +8,7 @@ speech out. `Telepresence` takes its place where an operator speaks through the 
 from __future__ import annotations
 
 from interactive_avatar.reasoning.attention import Attention, AttentionOptions, Perceived
-from interactive_avatar.reasoning.cycle import Activity, Phase, State, StateCycle
+from interactive_avatar.reasoning.cycle import Activity, CycleOptions, Phase, State, StateCycle
 from interactive_avatar.reasoning.embedded import EmbeddedReasoner, Reasoner
 from interactive_avatar.reasoning.memory import Memory
 from interactive_avatar.reasoning.module import (
@@ -29,6 +29,7 @@ __all__ = [
     'Attention',
     'AttentionOptions',
     'Callbacks',
+    'CycleOptions',
     'EmbeddedReasoner',
     'Intent',
     'Memory',

@@ -125,6 +125,13 @@ class BeginTurn:
 
 
 @dataclass(frozen=True)
+class TakeBack:
+    """Nobody noticed `turn_id`, which has just begun: undo what it changed."""
+
+    turn_id: int
+
+
+@dataclass(frozen=True)
 class StopSpeech:
     """End the sound of `turn_id` now and drop what is not yet heard."""
 
@@ -175,7 +182,8 @@ class Warn:
     text: str
 
 
-Command = Reason | DropReason | BeginTurn | StopSpeech | SwitchPrompt | PublishState | Warn
+Command = (Reason | DropReason | BeginTurn | TakeBack | StopSpeech | SwitchPrompt | PublishState
+           | Warn)
 
 
 # --- the table --------------------------------------------------------------------------------
@@ -291,6 +299,7 @@ class StateCycle:
         # What the turn answers; '' if nobody asked.
         self._asked_words = ''
         self._began_s = 0.0
+        self._world_before = self.world
         self._deadline_s: float | None = None
         self._shown_s: float | None = None
         self._commands: list[Command] = []
@@ -441,7 +450,11 @@ class StateCycle:
             self._kept, self._kept_s = self._utterance, self.clock()
 
     def _do_keep_asked(self, _: Occurrence) -> None:
+        # The words are thought of once more with those that follow, in the world that they were
+        # said in: what the answer did to it was not seen.
         self._kept, self._kept_s = self._asked_words, self.clock()
+        self.turn, self.world = None, self._world_before
+        self._commands.append(TakeBack(self.turn_id))
 
     def _do_drop_request(self, _: Occurrence) -> None:
         if self._asked:
@@ -473,7 +486,7 @@ class StateCycle:
         self._began_s = self.clock()
         self.turn = turn
         self.turn_id += 1
-        self.world = turn.world
+        self._world_before, self.world = self.world, turn.world
         seconds = ACTION_SECONDS[turn.action]
         if not turn.speech:
             seconds = max(seconds, SILENT_TURN_S)

@@ -64,8 +64,8 @@ class Reasoner(Protocol):
             TurnError: if no valid turn could be made.
         """
 
-    def answer(self, intent: str, memory: Memory) -> Turn:
-        """A turn that nobody asked for, such as greeting who comes."""
+    def answer(self, intent: str, memory: Memory) -> Turn | None:
+        """A turn that nobody asked for, such as greeting who comes; None if that is not known."""
 
     def close(self) -> None:
         """Release what is held; may be called twice."""
@@ -188,8 +188,11 @@ class EmbeddedReasoner:
                                  action_slots, self.name, self.persona.intents)
         return self.respond(intent, confidence, slots, memory)
 
-    def answer(self, intent: str, memory: Memory) -> Turn:
+    def answer(self, intent: str, memory: Memory) -> Turn | None:
         """See `Reasoner.answer`."""
+        if intent not in self.persona.intents:
+            # Whoever leaves `greeting` out of a persona wants nobody greeted.
+            return None
         return self.respond(intent, 1.0, {}, memory)
 
     def respond(self, intent: str, confidence: float, slots: Mapping[str, str],

@@ -22,6 +22,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -52,6 +53,9 @@ MAX_LINE_BYTES: Final = 1 << 20
 HISTORY_LINES: Final = 10
 # After a failure the server is left alone for a while, so that not every answer waits for it.
 REST_AFTER_FAILURE_S: Final = 20.0
+# How often is looked whether an answer is still wanted.
+WAIT_STEP_S: Final = 0.05
+_UNWANTED: Final = 'the answer is no longer wanted'
 
 
 class LlmError(RuntimeError):
@@ -65,7 +69,7 @@ class LlmOptions:
     Attributes:
         url: base address with the version, such as `http://localhost:11434/v1`.
         model: name of the model at the server.
-        timeout_s: for the whole answer, repair included.
+        timeout_s: for the whole answer, looking up the server and a repair included.
         connect_timeout_s: until the server accepts the connection.
         temperature: of sampling.
         max_tokens: length limit of the answer.
@@ -146,12 +150,17 @@ class LlmReasoner:
                    and self._clock() - self._failed_s < REST_AFTER_FAILURE_S)
         if not resting:
             try:
-                turn = self._ask(text, memory, cancelled)
-            except LlmError as error:
-                self.last_problem = str(error)
+                turn = self._ask_aside(text, memory, cancelled)
+            except Exception as error:
+                # Whatever a server sends, however malformed, the user gets an answer.
+                problem = str(error) if isinstance(error, LlmError) else \
+                    f'{type(error).__name__}: {error}'
+                # Once more, for the ways of a key into a message that nobody thought of.
+                self.last_problem = _without_key(problem)
                 if not cancelled():
                     self._failed_s = self._clock()
-                    log.warning('language model: %s; the embedded reasoner answers', error)
+                    log.warning('language model: %s; the embedded reasoner answers',
+                                self.last_problem)
             else:
                 self._failed_s = None
                 self.counts['llm_answers'] += 1
@@ -159,7 +168,7 @@ class LlmReasoner:
         self.counts['llm_fallbacks'] += 1
         return self._fallback.reason(text, memory, cancelled)
 
-    def answer(self, intent: str, memory: Memory) -> Turn:
+    def answer(self, intent: str, memory: Memory) -> Turn | None:
         """See `Reasoner.answer`; what nobody asked for needs no language model."""
         return self._fallback.answer(intent, memory)
 
@@ -169,10 +178,41 @@ class LlmReasoner:
 
     # --- the dialogue with the server ---------------------------------------------------------
 
-    def _ask(self, text: str, memory: Memory, cancelled: Callable[[], bool]) -> Turn:
+    def _ask_aside(self, text: str, memory: Memory, cancelled: Callable[[], bool]) -> Turn:
+        """`_ask` in a thread of its own, which is left behind when its answer is of no use.
+
+        Not every wait in there can be ended from outside: looking up a name has no time-out.
+
+        Raises:
+            LlmError: if time is up or the answer is no longer wanted, and as `_ask`.
+        """
+        if cancelled():
+            raise LlmError(_UNWANTED)
         deadline_s = self._clock() + self.options.timeout_s
+        exchange = _Exchange(deadline_s)
+        answered: Future[Turn] = Future()
+
+        def ask() -> None:
+            try:
+                answered.set_result(self._ask(text, memory, exchange))
+            except Exception as error:
+                answered.set_exception(error)
+
+        # A daemon: one that hangs in a look-up does not keep the process alive.
+        threading.Thread(target=ask, name='language model', daemon=True).start()
+        try:
+            while not wait((answered,), WAIT_STEP_S).done:
+                if cancelled():
+                    raise LlmError(_UNWANTED)
+                if self._clock() >= deadline_s:
+                    raise LlmError(self._late())
+            return answered.result()
+        finally:
+            exchange.leave()
+
+    def _ask(self, text: str, memory: Memory, exchange: _Exchange) -> Turn:
         messages = self._messages(text, memory)
-        answer = self._complete(messages, deadline_s, cancelled)
+        answer = self._complete(messages, exchange)
         try:
             return self._turn(answer, memory)
         except TurnError as problem:
@@ -182,7 +222,7 @@ class LlmReasoner:
                 {'role': 'user', 'content': f'That answer cannot be used: {problem}. Send the '
                                             f'corrected JSON object and nothing else.'}]
         try:
-            return self._turn(self._complete(messages, deadline_s, cancelled), memory)
+            return self._turn(self._complete(messages, exchange), memory)
         except TurnError as problem:
             raise LlmError(f'no usable answer even after a repair: {problem}') from problem
 
@@ -226,7 +266,8 @@ class LlmReasoner:
             raise TurnError('it holds no JSON object')
         try:
             found = json.loads(answer[start:end + 1])
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
+            # Numbers with thousands of digits are a plain ValueError.
             raise TurnError(f'it is not valid JSON: {error}') from error
         if not isinstance(found, dict):
             raise TurnError('it is not a JSON object')
@@ -236,6 +277,9 @@ class LlmReasoner:
         confidence = found.get('confidence', 0.8)
         if isinstance(confidence, bool) or not isinstance(confidence, int | float):
             raise TurnError(f'confidence {confidence!r} is not a number from 0 to 1')
+        if not 0 <= confidence <= 1:
+            # Here, since an integer may be larger than any float.
+            raise TurnError('confidence is not a number from 0 to 1')
         intent = found['intent']
         action = found.get('action') or (intent if intent in ACTIONS else 'talk')
         if not isinstance(action, str):
@@ -253,8 +297,7 @@ class LlmReasoner:
 
     # --- http ---------------------------------------------------------------------------------
 
-    def _complete(self, messages: list[dict[str, str]], deadline_s: float,
-                  cancelled: Callable[[], bool]) -> str:
+    def _complete(self, messages: list[dict[str, str]], exchange: _Exchange) -> str:
         request: dict[str, Any] = {
             'model': self.options.model, 'messages': messages, 'stream': True,
             'temperature': self.options.temperature, 'max_tokens': self.options.max_tokens}
@@ -267,17 +310,18 @@ class LlmReasoner:
             # An older server: the rules in the prompt must do.
             None)
         while True:
-            form = forms[self._form]
+            at = self._form
+            form = forms[at]
             request.pop('response_format', None)
             if form is not None:
                 request['response_format'] = form
             try:
-                return self._stream(request, deadline_s, cancelled)
+                return self._stream(request, exchange)
             except _NoSchema:
-                self._form += 1
+                # A thread that was left behind may have found out the same.
+                self._form = max(self._form, at + 1)
 
-    def _stream(self, request: dict[str, Any], deadline_s: float,
-                cancelled: Callable[[], bool]) -> str:
+    def _stream(self, request: dict[str, Any], exchange: _Exchange) -> str:
         parts = urlsplit(self.options.url)
         assert parts.hostname is not None
         connection: http.client.HTTPConnection
@@ -289,21 +333,23 @@ class LlmReasoner:
             connection = http.client.HTTPConnection(
                 parts.hostname, parts.port, timeout=self.options.connect_timeout_s)
         headers = {'Content-Type': 'application/json', 'Accept': 'text/event-stream'}
-        key = os.environ.get(KEY_VARIABLE, '')
+        key = _key()
+        if not (key.isascii() and key.isprintable()):
+            # http.client would refuse it, too, and quote it.
+            raise LlmError(f'the key in the environment variable {KEY_VARIABLE} holds '
+                           f'characters that are not printable ASCII; set it again')
         if key:
             headers['Authorization'] = f'Bearer {key}'
         pieces: list[str] = []
         length = 0
-        watchdog: threading.Timer | None = None
         try:
             connection.connect()
             # Kept here, since http.client forgets it when a response has no length.
             wire = connection.sock
-            # A server that drips bytes never runs into the socket's time-out: the line is cut.
-            watchdog = threading.Timer(max(0.0, deadline_s - self._clock()), _cut, (wire,))
-            watchdog.daemon = True
-            watchdog.start()
-            _limit(wire, deadline_s - self._clock())
+            # A server that drips bytes never runs into the socket's time-out: who waits cuts the
+            # line.
+            exchange.take(wire)
+            _limit(wire, exchange.deadline_s - self._clock())
             connection.request('POST', f'{parts.path.rstrip("/")}/chat/completions',
                                json.dumps(request).encode(), headers)
             response = connection.getresponse()
@@ -314,16 +360,12 @@ class LlmReasoner:
                         response.status in (400, 422) or 'response_format' in detail):
                     raise _NoSchema
                 raise LlmError(f'the server answered {response.status} {response.reason}: '
-                               f'{_without(detail[:300], key)}')
-            for piece in self._pieces(wire, response, deadline_s, cancelled):
+                               f'{_without_key(detail)[:300]}')
+            for piece in self._pieces(wire, response, exchange.deadline_s):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_ANSWER_CHARS:
                     raise LlmError(f'the answer is longer than {MAX_ANSWER_CHARS} characters')
-        except LlmError as error:
-            if self._clock() >= deadline_s:
-                raise LlmError(self._late()) from error
-            raise
         except TimeoutError as error:
             raise LlmError(self._late()) from error
         except ConnectionError as error:
@@ -331,10 +373,8 @@ class LlmReasoner:
                            f'({error}); is the server running?') from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise LlmError(f'the exchange with {parts.hostname} failed: '
-                           f'{_without(str(error), key)}') from error
+                           f'{_without_key(str(error))}') from error
         finally:
-            if watchdog is not None:
-                watchdog.cancel()
             connection.close()
         return ''.join(pieces)
 
@@ -343,15 +383,13 @@ class LlmReasoner:
                 f'smaller model')
 
     def _pieces(self, wire: socket.socket, response: http.client.HTTPResponse,
-                deadline_s: float, cancelled: Callable[[], bool]) -> Iterator[str]:
+                deadline_s: float) -> Iterator[str]:
         if 'text/event-stream' not in (response.getheader('Content-Type') or ''):
             # A server that does not stream sends one object.
             whole = json.loads(response.read(MAX_LINE_BYTES))
             yield _content(whole, 'message')
             return
         while True:
-            if cancelled():
-                raise LlmError('the answer is no longer wanted')
             _limit(wire, deadline_s - self._clock())
             line = response.readline(MAX_LINE_BYTES)
             if not line:
@@ -365,6 +403,39 @@ class LlmReasoner:
             yield _content(json.loads(data), 'delta')
 
 
+class _Exchange:
+    """What the thread that asks and the thread that waits for it share.
+
+    Args:
+        deadline_s: when time is up, on the reasoner's clock.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self._left = False
+        self._wire: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def take(self, wire: socket.socket) -> None:
+        """Use this connection from now on.
+
+        Raises:
+            LlmError: if nobody waits any more.
+        """
+        with self._lock:
+            if self._left:
+                raise LlmError(_UNWANTED)
+            self._wire = wire
+
+    def leave(self) -> None:
+        """Wait no more: the connection is cut, and with it ends whoever reads from it."""
+        with self._lock:
+            self._left = True
+            if self._wire is not None:
+                with contextlib.suppress(OSError):
+                    self._wire.shutdown(socket.SHUT_RDWR)
+
+
 class _NoSchema(Exception):
     """The server refuses the JSON schema."""
 
@@ -375,22 +446,26 @@ def _limit(wire: socket.socket, seconds: float) -> None:
     wire.settimeout(seconds)
 
 
-def _cut(wire: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        wire.shutdown(socket.SHUT_RDWR)
-
-
 def _content(message: Any, key: str) -> str:
     if not isinstance(message, dict):
         raise ValueError('an event is not a JSON object')
-    if 'error' in message:
-        raise LlmError(f'the server reports: {str(message["error"])[:200]}')
+    # Some servers send `"error": null` with every event.
+    if message.get('error'):
+        raise LlmError(f'the server reports: {_without_key(str(message["error"]))[:200]}')
+    # Servers close a stream with all sorts of events without words, such as `"delta": null`.
     choices = message.get('choices')
-    if not choices:
-        return ''
-    content = choices[0].get(key, {}).get('content')
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    part = choice.get(key) if isinstance(choice, dict) else None
+    content = part.get('content') if isinstance(part, dict) else None
     return content if isinstance(content, str) else ''
 
 
-def _without(text: str, key: str) -> str:
+def _key() -> str:
+    # A key that is read from a file often brings the end of its line along.
+    return os.environ.get(KEY_VARIABLE, '').strip()
+
+
+def _without_key(text: str) -> str:
+    """The text without the key; to be called before it is cut, lest a part of the key stays."""
+    key = _key()
     return text.replace(key, '***') if key else text

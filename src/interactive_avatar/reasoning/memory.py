@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
 
 from interactive_avatar.generator.prompts import WorldState
 from interactive_avatar.reasoning.turn import OBJECTS, Turn
@@ -57,6 +57,8 @@ class Memory:
         # The cycle writes what was heard while a worker thread reads the dialogue.
         self._lines: deque[Line] = deque(maxlen=HISTORY_LIMIT)
         self._lock = threading.Lock()
+        # What the last turn changed, as it was before.
+        self._before: dict[str, Any] = {}
 
     def say(self, speaker: str, text: str, turn_id: int = 0, complete: bool = True) -> None:
         """Append a line; an empty text leaves no trace."""
@@ -101,6 +103,7 @@ class Memory:
         Reasoning itself changes nothing, so a turn that is dropped before it began leaves no
         trace.
         """
+        self._before = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         self.world = turn.world
         self.user_name = turn.slots.get('name', self.user_name)
         if turn.slots.get('object') in OBJECTS:
@@ -111,3 +114,12 @@ class Memory:
         elif turn.world.expression != 'smile':
             self.smile_asked = False
         self.last_action = None if turn.action == 'talk' else (turn.action, dict(turn.slots))
+
+    def take_back(self) -> None:
+        """Undo the last `begin`, of a turn that ended before anybody noticed it.
+
+        The dialogue is not touched: it holds only what was heard.
+        """
+        for name, value in self._before.items():
+            setattr(self, name, value)
+        self._before = {}

@@ -41,6 +41,7 @@ from interactive_avatar.reasoning.cycle import (
     State,
     StateCycle,
     StopSpeech,
+    TakeBack,
     Warn,
 )
 from interactive_avatar.reasoning.embedded import EmbeddedReasoner, Reasoner
@@ -542,6 +543,8 @@ class ReasoningModule:
                         self._question = None
                 case BeginTurn():
                     self._begin(command)
+                case TakeBack():
+                    self.memory.take_back()
                 case StopSpeech():
                     if self._speech is not None:
                         self._counts['interruptions'] += not self._speech.finished
@@ -627,7 +630,7 @@ class ReasoningModule:
                 elif impulse is not None:
                     turn = self._reasoner.answer(impulse, self.memory)
                     with self._lock:
-                        if self._hushes == hushes:
+                        if turn is not None and self._hushes == hushes:
                             self._handle(Occurrence(Event.IMPULSE, turn=turn))
             except Exception as error:
                 # Whatever goes wrong in a reasoner or voice, the avatar stays alive.

@@ -109,6 +109,7 @@ class _Reader:
     def __init__(self, path: str, root: yaml.Node) -> None:
         self.path = path
         self.root = root
+        self.has_jokes = False
 
     def error(self, node: yaml.Node, field: str, problem: str) -> PersonaError:
         return PersonaError(f'{self.path}:{node.start_mark.line + 1}: {field}: {problem}')
@@ -156,6 +157,8 @@ class _Reader:
                 if name not in PLACEHOLDERS:
                     raise self.error(item, field, f'placeholder {{{name}}} is unknown; use one '
                                      f'of ' + ' '.join(f'{{{known}}}' for known in PLACEHOLDERS))
+                if name == 'joke' and not self.has_jokes:
+                    raise self.error(item, field, '{joke} is used but `jokes` is missing')
         return tuple(text for _, text in found)
 
 
@@ -182,6 +185,12 @@ def parse_persona(text: str, file_name: str = 'persona.yaml') -> Persona:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise PersonaError(f'{file_name}:{line}: not valid YAML: {error.problem}; check quotes, '
                            f'colons and indentation there') from error
+    except yaml.reader.ReaderError as error:
+        # It knows no line; control characters come with text that is pasted from elsewhere.
+        line = text.count('\n', 0, error.position) + 1
+        raise PersonaError(f'{file_name}:{line}: not valid YAML: the character '
+                           f'U+{ord(text[error.position]):04X} cannot be seen and may not stand '
+                           f'in it; delete it there') from error
     if root is None:
         raise PersonaError(f'{file_name}: the file is empty; start from config/persona.yaml')
     reader = _Reader(file_name, root)
@@ -199,10 +208,11 @@ def parse_persona(text: str, file_name: str = 'persona.yaml') -> Persona:
               for field, default in (('accept_similarity', 0.4), ('accept_probability', 0.3))}
     jokes = tuple(joke for _, joke in reader.texts(top['jokes'], 'jokes')
                   ) if 'jokes' in top else ()
+    reader.has_jokes = bool(jokes)
     intents: dict[str, IntentPolicy] = {}
     seen: dict[str, str] = {}
     for intent, node in reader.mapping(top['intents'], 'intents', None).items():
-        intents[intent] = _intent(reader, intent, node, seen, bool(jokes))
+        intents[intent] = _intent(reader, intent, node, seen)
     if OUT_OF_SCOPE not in intents:
         raise reader.error(top['intents'], f'intents.{OUT_OF_SCOPE}',
                            'is missing; it answers whatever was not understood')
@@ -212,8 +222,8 @@ def parse_persona(text: str, file_name: str = 'persona.yaml') -> Persona:
                    hashlib.sha256(text.encode()).hexdigest())
 
 
-def _intent(reader: _Reader, intent: str, node: yaml.Node, seen: dict[str, str],
-            has_jokes: bool) -> IntentPolicy:
+def _intent(reader: _Reader, intent: str, node: yaml.Node, seen: dict[str, str]
+            ) -> IntentPolicy:
     where = f'intents.{intent}'
     if not _NAME.fullmatch(intent):
         raise reader.error(node, where, 'the name must be lower_case letters, digits and _')
@@ -263,9 +273,6 @@ def _intent(reader: _Reader, intent: str, node: yaml.Node, seen: dict[str, str],
     if slots and 'missing' not in situations:
         raise reader.error(node, f'{where}.when.missing',
                            'is needed to ask for the slot when it was not said')
-    if not has_jokes and any('{joke}' in reply for reply in replies):
-        raise reader.error(fields['replies'], f'{where}.replies',
-                           '{joke} is used but `jokes` is missing')
     return IntentPolicy(intent, tuple(examples), replies, situations, action, emotion, slots)
 
 

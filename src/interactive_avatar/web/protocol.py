@@ -10,7 +10,9 @@ Binary, page to server: ``u8 kind=2``, three zero bytes, then int16 samples at 1
 
 Binary, page to server: ``u8 kind=3``, three zero bytes, then a JPEG picture of the user's camera.
 
-Text, both ways: JSON objects with a ``type``.
+Text, both ways: JSON objects with a ``type``. A page tells with ``microphone`` or ``camera`` and
+``on`` that it turned it on or off. The server tells a page with ``taken`` that another one's has
+taken the place of its own, and takes no more from it before it says ``on`` again.
 """
 
 from __future__ import annotations

@@ -69,6 +69,10 @@ class _Client:
         self.wake = asyncio.Event()
         self.dropped = 0
         self.next_stamp_ns: int | None = None
+        # Told that another page's microphone or camera has taken the place of its own. What is
+        # still under way from it is not to take that place back.
+        self.mute = False
+        self.blind = False
 
     def add_media(self, message: bytes) -> bool:
         """Queue a media message; False if an older one had to go."""
@@ -102,7 +106,7 @@ class AvatarPage:
         host: address to listen at. Browsers give the microphone to ``localhost`` and to https
             only, so another address serves pages without a microphone.
         allowed_hosts: further host names under which the page may be opened, such as this
-            machine's name in the local network; '*' allows all.
+            machine's name in the local network; '*' allows all. Other sites stay shut out.
 
     Attributes:
         port: the port it listens at.
@@ -336,13 +340,14 @@ class AvatarPage:
         """Answer only to this page: others must not reach the microphone through it."""
         host = request.host.rsplit(':', 1)[0] if not request.host.endswith(']') else request.host
         origin = request.headers.get('Origin')
-        if '*' not in self._allowed:
-            if host not in self._allowed:
-                raise web.HTTPForbidden(text=f'The avatar does not answer to the name '
-                                             f'"{host[:100]}". Open {self.url}, or add the name '
-                                             f'to allowed_hosts.')
-            if origin is not None and origin.split('://', 1)[-1] != request.host:
-                raise web.HTTPForbidden(text='Another site may not use this page.')
+        if '*' not in self._allowed and host not in self._allowed:
+            raise web.HTTPForbidden(text=f'The avatar does not answer to the name '
+                                         f'"{host[:100]}". Open {self.url}, or add the name '
+                                         f'to allowed_hosts.')
+        # Under whatever name the page is opened, only it may use it: browsers let every site
+        # open WebSockets to this machine, and tell which one it was.
+        if origin is not None and origin.split('://', 1)[-1] != request.host:
+            raise web.HTTPForbidden(text='Another site may not use this page.')
         response = await handler(request)
         if not response.prepared:
             response.headers.update(SECURITY_HEADERS)
@@ -409,9 +414,12 @@ class AvatarPage:
         except ProtocolError as error:
             client.add_text(json.dumps({'type': 'notice', 'text': str(error)}))
             return
+        if client.mute:
+            return
         if self._speaker is not client:
             # Two microphones at once would be one garbled voice: the newest has it.
             if self._speaker is not None:
+                self._speaker.mute = True
                 self._speaker.add_text(json.dumps({'type': 'microphone', 'taken': True}))
             self._speaker = client
             client.next_stamp_ns = None
@@ -431,9 +439,12 @@ class AvatarPage:
         except ProtocolError as error:
             client.add_text(json.dumps({'type': 'notice', 'text': str(error)}))
             return
+        if client.blind:
+            return
         if self._seen is not client:
             # Two cameras at once would be a user who jumps to and fro: the newest has it.
             if self._seen is not None:
+                self._seen.blind = True
                 self._seen.add_text(json.dumps({'type': 'camera', 'taken': True}))
             self._seen = client
         now_ns = time.time_ns()
@@ -458,10 +469,16 @@ class AvatarPage:
                                               f'{MAX_TEXT_CHARS} are taken: shorten it'}))
             elif text and self._on_text is not None:
                 self._guarded(self._on_text, text)
-        elif kind == 'microphone' and not message.get('on') and self._speaker is client:
-            self._speaker = None
-        elif kind == 'camera' and not message.get('on') and self._seen is client:
-            self._seen = None
+        elif kind == 'microphone':
+            if message.get('on'):
+                client.mute = False
+            elif self._speaker is client:
+                self._speaker = None
+        elif kind == 'camera':
+            if message.get('on'):
+                client.blind = False
+            elif self._seen is client:
+                self._seen = None
 
     def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
         try:

@@ -15,6 +15,8 @@ const HELP = {
     + 'program and press the button again.',
 };
 
+const LOST = 'The camera was unplugged or taken away. Press the button to try again.';
+
 export class Camera {
   // video: element that shows the user what is sent.
   constructor(video) {
@@ -23,6 +25,8 @@ export class Camera {
     this.video = video;
     this.stream = null;
     this.timer = 0;
+    // The promise of a start that is under way.
+    this.starting = null;
     this.canvas = document.createElement('canvas');
   }
 
@@ -30,8 +34,13 @@ export class Camera {
     return this.stream !== null;
   }
 
-  // Throws an Error whose message tells the user what to do.
-  async start() {
+  // Throws an Error whose message tells the user what to do. The browser may be asking the user
+  // meanwhile: who starts it once more waits for the same camera.
+  start() {
+    return this.starting ??= this.open().finally(() => { this.starting = null; });
+  }
+
+  async open() {
     if (!navigator.mediaDevices?.getUserMedia) {
       throw new Error('The browser gives the camera only to pages on localhost or https. '
         + 'Open this page as http://localhost… on the avatar\'s machine.');
@@ -45,13 +54,23 @@ export class Camera {
     } catch (error) {
       throw new Error(HELP[error.name] ?? `The camera cannot be opened: ${error.message}`);
     }
-    this.stream = stream;
-    stream.getVideoTracks()[0].addEventListener('ended', () => {
+    const [track] = stream.getVideoTracks();
+    track.addEventListener('ended', () => {
+      if (this.stream !== stream) return;
       this.stop();
-      this.onend('The camera was unplugged or taken away. Press the button to try again.');
+      this.onend(LOST);
     });
-    this.video.srcObject = stream;
-    await this.video.play();
+    try {
+      this.video.srcObject = stream;
+      await this.video.play();
+      if (track.readyState === 'ended') throw new Error(LOST);
+    } catch (error) {
+      // The device must not stay on behind a button that says off.
+      for (const opened of stream.getTracks()) opened.stop();
+      this.video.srcObject = null;
+      throw error;
+    }
+    this.stream = stream;
     this.timer = setInterval(() => this.take(), PERIOD_MS);
   }
 

@@ -71,6 +71,12 @@ function send(data) {
   return true;
 }
 
+// What is too short to burden the network, and must not be missed; a page that is not connected
+// has nothing to tell.
+function tell(message) {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
+}
+
 function read(message) {
   switch (message.type) {
     case 'state': return showState(message);
@@ -214,17 +220,20 @@ function showMicrophone() {
 
 function stopMicrophone() {
   microphone.stop();
-  send(JSON.stringify({type: 'microphone', on: false}));
+  tell({type: 'microphone', on: false});
   showMicrophone();
 }
 
 at('microphone').addEventListener('click', async () => {
+  // A second click while it starts is the first one's impatience, not a wish for the opposite.
+  if (microphone.starting) return;
   if (microphone.on) {
     stopMicrophone();
     return;
   }
   try {
     await microphone.start();
+    tell({type: 'microphone', on: true});
     notice('');
   } catch (error) {
     microphone.stop();
@@ -248,17 +257,19 @@ function showCamera() {
 
 function stopCamera() {
   camera.stop();
-  send(JSON.stringify({type: 'camera', on: false}));
+  tell({type: 'camera', on: false});
   showCamera();
 }
 
 at('camera').addEventListener('click', async () => {
+  if (camera.starting) return;
   if (camera.on) {
     stopCamera();
     return;
   }
   try {
     await camera.start();
+    tell({type: 'camera', on: true});
     notice('');
   } catch (error) {
     camera.stop();
