@@ -38,7 +38,7 @@ class ResilientStream:
         self._prompt = stream.prompt
         self._snapshot: Snapshot = stream.snapshot()
         # Taken before each chunk: one may fail after the stream has moved on.
-        self._hearing: Hearing = stream.hearing
+        self._hearing: Hearing | None = None
 
     @property
     def overlaps(self) -> bool:
@@ -108,7 +108,8 @@ class ResilientStream:
             raise error
         lost = self._stream.backend.name
         fallback = self._open_fallback()
-        fallback.restore(replace(self._snapshot, **vars(self._hearing)))
+        heard = {} if self._hearing is None else vars(self._hearing)
+        fallback.restore(replace(self._snapshot, **heard))
         fallback.switch(self._prompt)
         self._stream, self._moved = fallback, True
         self._report(f'backend {lost!r} was lost ({error}); the stream goes on with '
