@@ -273,7 +273,7 @@ def test_the_reader_learns_where_mouths_are_and_what_they_do() -> None:
         made.latents[clip, :, 0, y, x] = made.mouth[clip, ::4, 0]
         made.mouth[clip, :, 0] = made.mouth[clip, ::4, 0].repeat_interleave(4)
     reader, _ = train_reader(TINY, made, ALONE, 0.0, steps=60, batch=32, noise=0.0)
-    latents, reference, units, place = draw_readings(made, 128, (0, 5))
+    latents, reference, units, place, _ = draw_readings(made, 128, (0, 5))
     torch.testing.assert_close(place.sum(1), torch.ones(128))
     read, share = reader.read(latents, reference)
     assert correlation(read[..., 0], units[..., 0]) > 0.5
