@@ -37,6 +37,19 @@ def test_held_out_performances_survive_a_file(tmp_path: Path) -> None:
         load_set(tmp_path)
 
 
+def test_what_is_found_on_another_performance_of_a_name_is_kept_elsewhere(tmp_path: Path) -> None:
+    item, _ = performance('one', 3)
+    assert item.file_name.startswith('one_')
+    item.save(tmp_path)
+    again, = load_set(tmp_path)
+    assert again.file_name == item.file_name
+    others = [replace(item, audio=item.audio[::-1].copy()),
+              replace(item, mouth_open=item.mouth_open + 0.5),
+              replace(item, prompts=item.prompts[::-1]),
+              replace(item, reference=item.reference + 1)]
+    assert len({each.file_name for each in (item, *others)}) == 5
+
+
 def test_a_set_needs_to_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='--make-set'):
         load_set(tmp_path)

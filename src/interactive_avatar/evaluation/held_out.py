@@ -9,11 +9,13 @@ composes another (needs the training assets).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +80,15 @@ class HeldOut:
     def frames(self) -> int:
         """Number of frames, whole chunks only."""
         return len(self.mouth_open) // FRAMES_PER_CHUNK * FRAMES_PER_CHUNK
+
+    @cached_property
+    def file_name(self) -> str:
+        """A name for what is found on this performance: another sound, picture, mouth or prompts
+        under the same name give another one."""
+        found = hashlib.sha256(self.audio.tobytes() + self.reference.tobytes()
+                               + self.mouth_open.astype(np.float16).tobytes()
+                               + '\n'.join(self.prompts).encode())
+        return f'{self.name}_{found.hexdigest()[:8]}'
 
     def speaking(self) -> NDArray[np.bool_]:
         """Frames with speech, by level, bool [n]."""

@@ -89,7 +89,7 @@ def act(item: HeldOut, player: Player, mesh: MeshJudge, trials: Sequence[Trial],
         The outcomes; a strip of each trial lies in the folder as ``.npz``.
     """
     gauges, wears = gauge.load()
-    notes = folder / f'actions_{item.name}_{player.key}_{gauge.version()}.json'
+    notes = folder / f'actions_{item.file_name}_{player.key}_{gauge.version()}.json'
     known: dict[str, Any] = json.loads(notes.read_text()) if notes.exists() else {}
     wanted = [(trial, variant) for trial in trials for variant in variants
               if f'{trial.name}/{variant}' not in known]
@@ -112,7 +112,7 @@ def act(item: HeldOut, player: Player, mesh: MeshJudge, trials: Sequence[Trial],
             known[f'{trial.name}/{variant}'] = {
                 name: round(value, 5) if np.isfinite(value) else None
                 for name, value in measures.items()}
-            np.savez_compressed(strip_path(folder, player, item.name, trial.name, variant),
+            np.savez_compressed(strip_path(folder, player, item.file_name, trial.name, variant),
                                 strip=frames[list(STRIP_FRAMES)])
             notes.write_text(json.dumps(known))
     return [Outcome(item.name, trial.name, variant, carried_out(
@@ -121,9 +121,9 @@ def act(item: HeldOut, player: Player, mesh: MeshJudge, trials: Sequence[Trial],
         gauges[trial.name])) for trial in trials for variant in variants]
 
 
-def strip_path(folder: Path, player: Player, person: str, trial: str, variant: int) -> Path:
-    """Where a trial's strip of frames lies."""
-    return folder / f'strip_{person}_{trial.replace(" ", "_")}_{variant}_{player.key}.npz'
+def strip_path(folder: Path, player: Player, name: str, trial: str, variant: int) -> Path:
+    """Where a trial's strip of frames lies; name: the person's `HeldOut.file_name`."""
+    return folder / f'strip_{name}_{trial.replace(" ", "_")}_{variant}_{player.key}.npz'
 
 
 def _grouped(outcomes: Sequence[Outcome]) -> list[list[bool]]:
@@ -210,6 +210,7 @@ def measure(items: Sequence[HeldOut], player: Player, trials: Sequence[Trial],
             outcomes += mine
             say(f'{item.name}: {sum(o.done for o in mine)} of {len(mine)} actions carried out')
     result = summarise(outcomes)
+    files = {item.name: item.file_name for item in items}
     shown = [next((o for o in outcomes if o.trial == trial.name and o.done),
                   next(o for o in outcomes if o.trial == trial.name)) for trial in trials]
     failed = [o for o in outcomes if not o.done][:12]
@@ -218,7 +219,8 @@ def measure(items: Sequence[HeldOut], player: Player, trials: Sequence[Trial],
         if some:
             frames, labels = [], []
             for o in some:
-                with np.load(strip_path(folder, player, o.person, o.trial, o.variant)) as data:
+                with np.load(strip_path(folder, player, files[o.person], o.trial,
+                                        o.variant)) as data:
                     strip = data['strip']
                 frames += list(strip)
                 labels += [f'{o.trial}{"" if o.done else " ✗"} ({o.variant})',

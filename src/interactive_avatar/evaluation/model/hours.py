@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
 from collections.abc import Callable
@@ -84,7 +85,8 @@ def play_minutes(item: HeldOut, player: Player, minutes: int, folder: Path,
         float64 [n, 1 + len(MEASURES)]: stream time in minutes and measures; and uint8
         [minutes · 4, H, W, 3] frames at rest and in speech of each minute.
     """
-    stem = folder / f'hours_{item.name}_{player.key}'
+    heard = hashlib.sha256(''.join(sound.file_name for sound in sounds).encode())
+    stem = folder / f'hours_{item.file_name}_{heard.hexdigest()[:8]}_{player.key}'
     notes, state = stem.with_suffix('.npz'), stem.with_suffix('.state')
     world = stable_prompt(WorldState())
     stream = player.stream(item.reference, world)

@@ -78,7 +78,7 @@ def play_all(items: Sequence[HeldOut], player: Player, folder: Path,
     mesh: judges.MeshJudge | None = None
     identity: judges.IdentityJudge | None = None
     for item in items:
-        path = folder / f'{item.name}_{player.key}.npz'
+        path = folder / f'{item.file_name}_{player.key}.npz'
         if not path.exists():
             mesh, identity = mesh or judges.MeshJudge(), identity or judges.IdentityJudge()
             frames = generate(item, player)
@@ -100,4 +100,4 @@ def play_all(items: Sequence[HeldOut], player: Player, folder: Path,
 
 def video_of(item: HeldOut, player: Player, folder: Path) -> Path:
     """Where the video of a performance lies."""
-    return folder / f'{item.name}_{player.key}.mp4'
+    return folder / f'{item.file_name}_{player.key}.mp4'

@@ -200,7 +200,8 @@ def measure(items: Sequence[HeldOut], player: Player, folder: Path, limit: int,
                 if asked is None:
                     say(f'{clip.name}: its words were not found in the sound; left out')
                     continue
-                notes = folder / f'recorded_{clip.name.replace(" ", "_")}_{player.key}.json'
+                notes = folder / (f'recorded_{clip.name.replace(" ", "_")}_{item.file_name}_'
+                                  f'{player.key}.json')
                 if not notes.exists():
                     gap = mesh.track(speak(clip, item.reference, player)).lip_gap[:asked.size]
                     notes.write_text(json.dumps([None if np.isnan(v) else round(float(v), 5)

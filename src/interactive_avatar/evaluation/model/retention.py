@@ -197,7 +197,7 @@ def measure(items: Sequence[HeldOut], player: Player, times: Timeline, folder: P
     with MeshJudge() as mesh:
         for number, item in enumerate(items):
             for name in OBJECTS:
-                stem = (f'kept_{item.name}_{name}_{times.still_s:g}_{player.key}_'
+                stem = (f'kept_{item.file_name}_{name}_{times.still_s:g}_{player.key}_'
                         f'{gauge.version()}')
                 notes, strip = folder / f'{stem}.json', folder / f'{stem}.npz'
                 if not notes.exists():
