@@ -259,5 +259,5 @@ def test_after_a_lost_card_chunks_may_overlap(model: Path) -> None:
     assert not stream.overlaps
     coming = [stream.submit(block) for block in sound]
     assert stream.overlaps and stream.backend_name == 'onnx'
-    # From the snapshot of before the seventh chunk on.
-    assert [future.result().index for future in coming] == [*range(7), *range(6, 11)]
+    # Sound and numbers go on; what the memory forgot is its own.
+    assert [future.result().index for future in coming] == [*range(12)]
