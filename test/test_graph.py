@@ -67,16 +67,21 @@ def test_a_node_that_is_slow_is_named(tmp_path: Path) -> None:
         graph.wait_until_active(0.3)
 
 
+def kill_and_wait(graph: Graph) -> None:
+    """Kill the web node, and wait until it has been started again."""
+    process = graph.nodes['web'].process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    deadline_s = time.monotonic() + 10
+    while graph.nodes['web'].starts < 2 and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+
+
 def test_a_killed_node_is_started_again(tmp_path: Path) -> None:
     graph, told = make(tmp_path)
     with graph:
         graph.wait_until_active(10)
-        process = graph.nodes['web'].process
-        assert process is not None
-        os.kill(process.pid, signal.SIGKILL)
-        deadline_s = time.monotonic() + 10
-        while graph.nodes['web'].starts < 2 and time.monotonic() < deadline_s:
-            time.sleep(0.05)
+        kill_and_wait(graph)
         graph.wait_until_active(10)
     assert 'web ended with code -9, starting it again' in told[0]
 
@@ -88,12 +93,7 @@ def test_nodes_are_looked_after_without_a_terminal(tmp_path: Path) -> None:
     graph, _ = make(tmp_path, tell=closed)
     with graph:
         graph.wait_until_active(10)
-        process = graph.nodes['web'].process
-        assert process is not None
-        os.kill(process.pid, signal.SIGKILL)
-        deadline_s = time.monotonic() + 10
-        while graph.nodes['web'].starts < 2 and time.monotonic() < deadline_s:
-            time.sleep(0.05)
+        kill_and_wait(graph)
         assert graph.nodes['web'].starts == 2
 
 

@@ -263,6 +263,16 @@ def test_the_reader_finds_a_mouth_anywhere() -> None:
     assert reader(latents, latents).shape == (3, 4, TINY.audio.mouth_units)
 
 
+def test_correlation_is_of_the_rows_that_count() -> None:
+    a, b = torch.randn(6, 4), torch.randn(6, 4)
+    counted = torch.tensor([True, False, True, True, False, True])
+    for rows in (counted, torch.ones(6, dtype=torch.bool)):
+        by_hand = torch.corrcoef(torch.stack([a[rows].flatten(), b[rows].flatten()]))[0, 1]
+        torch.testing.assert_close(correlation(a, b, rows), by_hand)
+    torch.testing.assert_close(correlation(a, b), by_hand)
+    assert correlation(a, b, torch.zeros(6, dtype=torch.bool)) == 0
+
+
 def test_the_reader_learns_where_mouths_are_and_what_they_do() -> None:
     # Units stand in the latent under the mouth, and nowhere else.
     made = shard(clips=6)

@@ -283,8 +283,8 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
                         options.chunks, 0)).float().unflatten(0, own.units.shape[:2])
                 lips = reader.loss(read, own.units, own.seen)
                 loss = loss + options.reader_weight * lips
-                log |= {'lips': lips, 'jaw': correlation(read.detach()[own.seen][..., 0],
-                                                         own.units[own.seen][..., 0])}
+                log |= {'lips': lips, 'jaw': correlation(read.detach()[..., 0], own.units[..., 0],
+                                                         own.seen)}
             if judges is not None and not warm:
                 with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
                     gradient = judges.gradient(x0[free].detach(), own)

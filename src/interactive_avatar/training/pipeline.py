@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.shards is not None and args.stage in STAGES:
         folder = ClipFolder(args.shards, process, config, say)
     elif args.stage != 'autoencoder' and not (args.state / 'latents0.pt').is_file():
-        require_encoder(fresh, args.weights)
+        require_encoder(fresh, args.weights or args.state / WEIGHTS)
     generator.to(process.device)
     shard = folder.first(args.seed, args.render_seconds) if folder is not None else \
         prepare_shard(args, config, generator, process, say)
@@ -144,9 +144,10 @@ def main(argv: list[str] | None = None) -> int:
             say('audio encoder trained')
         options = options_from(args.config, AutoencoderOptions())
         if options.goes_on:
-            # The next stage needs these latents too: the clips are drawn once for both.
             encode(generator, shard, process)
-            torch.save(shard.state(), args.state / f'latents{process.rank}.pt')
+            if options.decoder_only:
+                # The next stage needs these latents too: the clips are drawn once for both.
+                torch.save(shard.state(), args.state / f'latents{process.rank}.pt')
             prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens,
                               process.device)
             predict_shard(Trainee(generator.audio, generator.denoiser), shard, prompts)
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         train_autoencoder(generator.autoencoder, shard, process, args.seconds, args.out, options)
         say('autoencoder trained')
         if not options.decoder_only:
-            # Of the encoder as it was: the next stage is to draw and encode its clips anew.
+            # Of an earlier encoder: the next stage is to draw and encode its clips anew.
             (args.state / f'latents{process.rank}.pt').unlink(missing_ok=True)
         if process.leads:
             reconstruction_sheet(generator, shard, args.out / 'autoencoder_sheet.png')

@@ -73,10 +73,18 @@ class MouthReader(nn.Module):
         return (error * seen).mean() / seen.float().mean().clamp_min(1e-6)
 
 
-def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson correlation of all elements of two tensors of one shape."""
-    a, b = a - a.mean(), b - b.mean()
-    return (a * b).mean() / (a.square().mean().sqrt() * b.square().mean().sqrt()).clamp_min(1e-6)
+def correlation(a: Tensor, b: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Pearson correlation of the elements of two tensors of one shape.
+
+    Args:
+        a, b: [..., k]. counted: bool [...], which rows count, or None for all. They are weighed
+            and not picked out: for the number of rows picked the processor would have to wait.
+    """
+    weight = torch.ones_like(a) if counted is None else counted[..., None].expand_as(a).float()
+    weight = weight / weight.sum().clamp_min(1.0)
+    a, b = a - (a * weight).sum(), b - (b * weight).sum()
+    spread = (a.square() * weight).sum().sqrt() * (b.square() * weight).sum().sqrt()
+    return (a * b * weight).sum() / spread.clamp_min(1e-6)
 
 
 def draw_readings(shard: Shard, count: int, clips: tuple[int, int]
@@ -140,5 +148,5 @@ def train_reader(config: GeneratorConfig, shard: Shard, process: Process, second
     reader.requires_grad_(False).eval()
     with torch.no_grad():
         latents, reference, units, _, seen = draw_readings(shard, 1024, (count - held, count))
-        jaw = float(correlation(reader(latents, reference)[seen][..., 0], units[seen][..., 0]))
+        jaw = float(correlation(reader(latents, reference)[..., 0], units[..., 0], seen))
     return reader, jaw
