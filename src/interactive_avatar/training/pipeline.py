@@ -39,6 +39,7 @@ from interactive_avatar.training.denoiser import (
 from interactive_avatar.training.distil import DistilOptions, train_distil
 from interactive_avatar.training.memory import MemoryOptions, train_memory
 from interactive_avatar.training.prompts import Prompts
+from interactive_avatar.training.recall import RecallOptions, train_recall
 from interactive_avatar.training.samples import write_samples
 from interactive_avatar.training.stage import Run, averaged, whole_state
 from interactive_avatar.training.stage import shard as split
@@ -47,7 +48,7 @@ from interactive_avatar.training.teacher import TeacherOptions, train_teacher
 
 WEIGHTS = 'generator.safetensors'
 TEACHER = 'teacher.safetensors'
-STAGES = ('teacher', 'memory', 'student', 'distil')
+STAGES = ('teacher', 'memory', 'student', 'distil', 'recall')
 CLIPS_AT_ONCE = 110
 """Clips whose pictures are held at a time: 22 GB at 40 s and 256×256."""
 
@@ -224,6 +225,9 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
     elif args.stage == 'student':
         optimiser = train_student(trainee, shard, prompts, process, run,
                                   options_from(args.config, StudentOptions()), sheet)
+    elif args.stage == 'recall':
+        optimiser = train_recall(trainee, shard, prompts, process, run,
+                                 options_from(args.config, RecallOptions()), sheet)
     else:
         distilling = options_from(args.config, DistilOptions())
         teacher = None

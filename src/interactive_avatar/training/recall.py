@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage: remembering what no prompt names, learnt by the generator from itself.
+
+What is worn after an absence can be known from the prompt, where it names it, or from the long
+memory. A distilled generator reads it off the prompt: the chunks in which somebody comes back
+unnamed are one in two hundred, and once they are made wrong the short memory says so too. So
+streams are played in which prompts name everything, which the generator does well, and it is then
+asked to draw the very same chunks, from the same noise and memories, with prompts that fall
+silent about what is worn (context distillation, arXiv 2209.15189, with the memory in the place of
+the weights). Nobody else judges, so nothing gets blurred: targets are its own pictures. Stories in
+which nothing was put on, or was taken off again, have nothing to fall silent about and hold it
+where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interactive_avatar.generator.prompts import (
+    ACTION_SLOTS,
+    EXPRESSIONS,
+    WorldState,
+    action_prompt,
+    after,
+    prompt_id,
+    stable_prompt,
+    trained_variants,
+)
+from interactive_avatar.media.clock import FRAMES_PER_CHUNK
+from interactive_avatar.training.common import Process
+from interactive_avatar.training.data import Shard
+from interactive_avatar.training.denoiser import Trainee
+from interactive_avatar.training.prompts import Prompts
+from interactive_avatar.training.rollout import Rollout, Segment, segment_window
+from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
+
+KEPT: Final = {'in_view': 0.15, 'leave': 0.15, 'return': 0.5, 'back': 0.2}
+"""Segments of a story that are learnt from, and how often each kind is drawn."""
+MELS_PER_FRAME: Final = 4
+
+
+@dataclass(frozen=True)
+class RecallOptions:
+    """Options of the stage; batch counts segments per process and part.
+
+    ``stories`` are played ``streams`` at a time by every process, before the first step.
+    ``worn_share`` of them put something on and keep it, ``removed_share`` put it on and take it
+    off again; the rest wear nothing. ``chunks``: of a segment, a multiple of the memory's group.
+    ``away``: segments out of view, from … to; they must outlast the short memory.
+    """
+
+    stories: int = 64
+    streams: int = 16
+    chunks: int = 10
+    away: tuple[int, int] = (4, 5)
+    worn_share: float = 0.6
+    removed_share: float = 0.2
+    speech_share: float = 0.5
+    batch: int = 4
+    peak_rate: float = 5e-5
+    weight_decay: float = 0.0
+    average_decay: float = 0.98
+    settle_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Story:
+    """Prompts of a story, one per segment; ids into the prompt table.
+
+    Attributes:
+        kinds: what each segment is.
+        told, silent: what prompts say that name what is worn, and such that do not.
+    """
+
+    kinds: tuple[str, ...]
+    told: tuple[int, ...]
+    silent: tuple[int, ...]
+
+
+def compose_story(rng: np.random.Generator, options: RecallOptions, away: int) -> Story:
+    """At rest, something put on (or not), worn (or taken off), out of view, back."""
+    roll = rng.random()
+    worn = roll < options.worn_share
+    removed = not worn and roll < options.worn_share + options.removed_share
+    name = str(rng.choice(ACTION_SLOTS['wear']['object']))
+    world = WorldState(expression=str(rng.choice(EXPRESSIONS[:2])))
+    kinds: list[str] = []
+    told: list[int] = []
+    silent: list[int] = []
+
+    def bare(state: WorldState) -> WorldState:
+        return replace(state, glasses=False, hat=False)
+
+    def add(kind: str, action: str | None = None, **slots: str) -> None:
+        nonlocal world
+        variant = int(rng.choice(trained_variants(world, action))) if rng.random() < 0.6 else 0
+
+        def text(state: WorldState) -> str:
+            return stable_prompt(state, variant) if action is None \
+                else action_prompt(action, state, variant, **slots)
+
+        kinds.append(kind)
+        told.append(prompt_id(text(world)))
+        # An object that is put on or taken off is named either way.
+        silent.append(prompt_id(text(world if slots else bare(world))))
+        if action is not None:
+            world = after(action, world, **slots)
+
+    add('rest')
+    if worn or removed:
+        add('act', 'wear', object=name)
+    else:
+        add('act', str(rng.choice(('smile', 'nod', 'tilt_head'))))
+    add('in_view')
+    if removed:
+        add('act', 'remove', object=name)
+    else:
+        world = replace(world, listening=bool(rng.random() < 0.3))
+        add('in_view')
+    add('leave', 'step_out')
+    for _ in range(away):
+        add('away')
+    add('return', 'come_back')
+    add('back')
+    return Story(tuple(kinds), tuple(told), tuple(silent))
+
+
+def story_shard(shard: Shard, stories: Sequence[Story], options: RecallOptions) -> Shard:
+    """Clips without pictures: the stories' prompts, and references and speech of the shard's.
+
+    Out of view prompts are silent already, as they will be when it matters.
+    """
+    assert shard.references is not None
+    count, device, config = len(stories), shard.device, shard.config
+    chunks = len(stories[0].kinds) * options.chunks
+    frames = chunks * FRAMES_PER_CHUNK
+    who = shard._random(len(shard.references), count)
+    mel = torch.zeros((count, frames * MELS_PER_FRAME, config.audio.mel_bands), dtype=torch.uint8,
+                      device=device)
+    for index in range(round(options.speech_share * count)):
+        heard = shard.mel[who[index]]
+        mel[index] = heard.repeat(-(-mel.shape[1] // len(heard)), 1)[:mel.shape[1]]
+    played = torch.tensor([[told if kind not in ('away',) else silent for kind, told, silent in
+                            zip(s.kinds, s.told, s.silent, strict=True)] for s in stories],
+                          device=device)
+    a = config.autoencoder
+    # The first reference is at rest and bare, as the picture that a stream begins with.
+    return Shard.of([{
+        'mouth': torch.zeros((count, frames, config.audio.mouth_units), device=device),
+        'probe_units': torch.zeros((count, frames, shard.probe_units.shape[2]), device=device),
+        'mel': mel, 'prompt_ids': played.repeat_interleave(options.chunks, 1),
+        'in_view': torch.ones((count, frames), dtype=torch.bool, device=device),
+        'told': torch.ones((count, chunks), dtype=torch.bool, device=device),
+        'marks': torch.zeros((count, frames, 3, 2), device=device),
+        'latents': torch.zeros((count, chunks, a.latent_channels, a.latent_px, a.latent_px),
+                               dtype=torch.float16, device=device),
+        'references': shard.references[who], 'pictures': torch.zeros((count, 1), device=device),
+    }], config, device, int(shard._random(2 ** 31 - 1, 1)))
+
+
+@dataclass
+class Lesson:
+    """A segment as it was played, and the prompts to play it with now.
+
+    Attributes:
+        segment: of one stream. audio: tokens of its chunks, [1, T, 12, width].
+        silent: int64, the prompt that names nothing worn.
+    """
+
+    segment: Segment
+    audio: Tensor
+    silent: int
+
+
+@torch.no_grad()
+def play(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
+         rng: np.random.Generator, count: int) -> dict[str, list[Lesson]]:
+    """Play ``count`` stories side by side; the lessons of each kind of segment."""
+    away = int(rng.integers(options.away[0], options.away[1] + 1))
+    stories = [compose_story(rng, options, away) for _ in range(count)]
+    clips = story_shard(shard, stories, options)
+    rollout = Rollout(model.denoiser, clips, prompts, count, options.chunks, 0.0,
+                      captured=False)
+    segments = len(stories[0].kinds)
+    rollout.begin(segments * options.chunks)
+    lessons: dict[str, list[Lesson]] = {kind: [] for kind in KEPT}
+    for index in range(segments):
+        segment, tokens = rollout.advance(model.audio, shard.config.sampler.levels)
+        for stream in range(count):
+            story = stories[int(segment.clip[stream])]
+            if story.kinds[index] in lessons:
+                lessons[story.kinds[index]].append(Lesson(
+                    _rows(segment, slice(stream, stream + 1)),
+                    tokens[stream:stream + 1].detach(), story.silent[index]))
+    return lessons
+
+
+def _rows(segment: Segment, rows: slice) -> Segment:
+    return Segment(**{name: value if name == 'short_index' else value[rows].clone()
+                      for name, value in vars(segment).items()})
+
+
+def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor]:
+    """Lessons as one segment with their silent prompts, and its audio tokens."""
+    parts = [vars(lesson.segment) for lesson in lessons]
+    joined = {name: parts[0][name] if name == 'short_index'
+              else torch.cat([part[name] for part in parts]) for name in parts[0]}
+    silent = torch.tensor([lesson.silent for lesson in lessons],
+                          device=joined['prompt_ids'].device)
+    joined['prompt_ids'] = silent[:, None].expand_as(joined['prompt_ids']).clone()
+    return Segment(**joined), torch.cat([lesson.audio for lesson in lessons])
+
+
+def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
+                 options: RecallOptions | None = None,
+                 sheet: Callable[[Path], None] | None = None) -> Optimiser:
+    """Train in place; raw weights stay in ``model``, their average in the result.
+
+    Args:
+        shard: encoded clips, of which references and speech are taken.
+
+    Raises:
+        ValueError: if segments out of view would not outlast the short memory.
+    """
+    options = options or RecallOptions()
+    m, device = shard.config.memory, process.device
+    if run.sharded:
+        raise ValueError('streams are played with whole weights: leave out --fsdp')
+    if options.away[0] * options.chunks < m.short * m.group + m.adjacent:
+        raise ValueError(f'{options.away[0]} segments of {options.chunks} chunks out of view do '
+                         f'not outlast the short memory of {m.short * m.group + m.adjacent} '
+                         f'chunks: raise away or chunks')
+    process.share_weights(model)
+    model.audio.requires_grad_(False)
+    optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
+                          betas=(0.9, 0.99), average_decay=options.average_decay,
+                          settle_steps=options.settle_steps, final=0.1)
+    stage = Stage('recall', process, run, [shard.random])
+    stage.samples(optimiser, sheet)
+    # Always the same stories, so that a run resumed goes on with them.
+    torch.manual_seed(run.seed * 1009 + process.rank)
+    shard.random.manual_seed(run.seed * 1009 + process.rank)
+    rng = np.random.default_rng([run.seed, process.rank])
+    lessons: dict[str, list[Lesson]] = {kind: [] for kind in KEPT}
+    left = options.stories
+    while left > 0:
+        count = min(left, options.streams)
+        for kind, played in play(model, shard, prompts, options, rng, count).items():
+            lessons[kind] += played
+        left -= count
+    stage.keep(weights=optimiser)
+    if device.type == 'cuda' and run.compiled:
+        compile_layers('_window_layer', model.denoiser)
+    kinds, shares = list(KEPT), torch.tensor(list(KEPT.values()))
+    commit_level = shard.config.sampler.commit_level
+    for progress in stage.steps():
+        for share in stage.parts():
+            drawn = [kinds[int(k)] for k in torch.multinomial(shares, options.batch, True)]
+            segment, audio = collate([
+                lessons[kind][int(torch.randint(len(lessons[kind]), ()))] for kind in drawn])
+            with torch.autocast(device.type, torch.bfloat16):
+                window = segment_window(segment, audio, prompts, segment.noised, segment.level,
+                                        commit_level)
+                velocity = model.denoiser.window(window)
+            x0 = segment.noised - segment.level[..., None, None, None] * velocity.float()
+            error = (x0 - segment.made).square().mean((1, 2, 3, 4))
+            optimiser.backward(share * error.mean())
+            values: dict[str, list[Tensor]] = {}
+            for kind, value in zip(drawn, error.detach(), strict=True):
+                values.setdefault(kind, []).append(value)
+            stage.log.add(stage.step, loss=error.detach().mean(), **{
+                kind: torch.stack(each).mean() for kind, each in values.items()})
+        stage.log.add(stage.step, gradient=optimiser.step(progress))
+    stage.close()
+    model.audio.requires_grad_(True)
+    return optimiser

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recall: what stories say and keep quiet about, that lessons are what was played, learning."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy import ALONE, CPU, TINY, shard, trainee
+
+from interactive_avatar.generator.prompts import prompt_table
+from interactive_avatar.training.recall import (
+    KEPT,
+    RecallOptions,
+    collate,
+    compose_story,
+    play,
+    story_shard,
+    train_recall,
+)
+from interactive_avatar.training.rollout import segment_window
+from interactive_avatar.training.stage import Run
+from interactive_avatar.training.synthetic import synthetic_prompts
+
+OPTIONS = RecallOptions(stories=4, streams=2, away=(4, 4), batch=3, peak_rate=3e-3,
+                        settle_steps=1)
+WORN = RecallOptions(worn_share=1.0, removed_share=0.0)
+REMOVED = RecallOptions(worn_share=0.0, removed_share=1.0)
+BARE = RecallOptions(worn_share=0.0, removed_share=0.0)
+
+
+def named(number: int) -> tuple[str, ...]:
+    """Objects that a prompt says are worn."""
+    return prompt_table()[number].world.worn
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_a_story_names_what_is_worn_or_keeps_quiet_about_it(seed: int) -> None:
+    story = compose_story(np.random.default_rng(seed), WORN, 4)
+    by_kind = dict(zip(story.kinds, zip(story.told, story.silent, strict=True), strict=True))
+    assert set(KEPT) <= set(story.kinds) and story.kinds.count('away') == 4
+    assert story.told[1] == story.silent[1] and prompt_table()[story.told[1]].action == 'wear'
+    for kind in KEPT:
+        told, silent = by_kind[kind]
+        assert len(named(told)) == 1 and named(silent) == ()
+        table = prompt_table()
+        assert (table[told].action, table[told].variant) == (table[silent].action,
+                                                             table[silent].variant)
+
+
+@pytest.mark.parametrize('options', [REMOVED, BARE], ids=['removed', 'bare'])
+def test_there_is_nothing_to_keep_quiet_about_where_nothing_is_worn_in_the_end(
+        options: RecallOptions) -> None:
+    story = compose_story(np.random.default_rng(1), options, 4)
+    last = story.kinds.index('leave')
+    assert story.told[last:] == story.silent[last:]
+    removed = 'remove' in [prompt_table()[number].action for number in story.told]
+    assert removed == (options is REMOVED)
+
+
+def test_prompts_are_silent_out_of_view_and_speech_is_the_shards() -> None:
+    source = shard()
+    story = compose_story(np.random.default_rng(2), WORN, 4)
+    clips = story_shard(source, [story, story], RecallOptions(speech_share=0.5))
+    away = story.kinds.index('away')
+    assert clips.prompt_ids.shape == (2, 10 * len(story.kinds))
+    assert (clips.prompt_ids[:, 10 * away] == story.silent[away]).all()
+    assert (clips.prompt_ids[:, 10 * away - 1] == story.told[away - 1]).all()
+    heard, quiet = clips.mel
+    assert quiet.max() == 0
+    assert any(torch.equal(heard[:source.mel.shape[1]], mel) for mel in source.mel)
+
+
+@torch.no_grad()
+def test_a_lesson_played_with_its_own_prompts_gives_what_was_played() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    model = trainee().eval()
+    lessons = play(model, source, prompts, OPTIONS, np.random.default_rng(3), 2)
+    counts = {kind: len(each) for kind, each in lessons.items()}
+    # Where something is taken off again, that takes one of the two segments in view.
+    assert counts.pop('in_view') in (2, 3, 4)
+    assert counts == {'leave': 2, 'return': 2, 'back': 2}
+    chosen = [lessons['return'][0], lessons['leave'][1]]
+    told = torch.stack([lesson.segment.prompt_ids[0] for lesson in chosen])
+    segment, audio = collate(chosen)
+    assert [int(ids[0]) for ids in segment.prompt_ids] == [lesson.silent for lesson in chosen]
+
+    def replay() -> torch.Tensor:
+        window = segment_window(segment, audio, prompts, segment.noised, segment.level,
+                                TINY.sampler.commit_level)
+        velocity = model.denoiser.window(window)
+        return segment.noised - segment.level[..., None, None, None] * velocity
+
+    segment.prompt_ids = told
+    # The last step of the sampler gave what was made; earlier ones were only on the way.
+    final = segment.level == min(TINY.sampler.levels)
+    assert final.any()
+    torch.testing.assert_close(replay()[final], segment.made[final], atol=2e-4, rtol=2e-4)
+
+
+def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    def each(step: int, values: object) -> None:
+        if isinstance(values, dict) and 'loss' in values:
+            losses.append(float(values['loss']))
+
+    prompts = synthetic_prompts(TINY, len(prompt_table()), CPU)
+    options = RecallOptions(**vars(OPTIONS) | {'worn_share': 1.0, 'removed_share': 0.0})
+    model = trainee()
+    audio = [p.clone() for p in model.audio.parameters()]
+    train_recall(model, shard(), prompts, ALONE,
+                 Run(out=tmp_path, state=tmp_path, steps=16, each=each), options)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+    assert all(torch.equal(a, b) for a, b in zip(audio, model.audio.parameters(), strict=True))
+    assert (tmp_path / 'recall.png').is_file()
+
+
+def test_an_absence_that_the_short_memory_outlasts_teaches_nothing(tmp_path: Path) -> None:
+    prompts = synthetic_prompts(TINY, len(prompt_table()), CPU)
+    with pytest.raises(ValueError, match='outlast the short memory'):
+        train_recall(trainee(), shard(), prompts, ALONE,
+                     Run(out=tmp_path, state=tmp_path, steps=1),
+                     RecallOptions(chunks=5, away=(1, 2)))
