@@ -33,7 +33,13 @@ from interactive_avatar.training.denoiser import Trainee, mix
 from interactive_avatar.training.probe import fit_probe
 from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.reader import MouthReader, correlation, train_reader
-from interactive_avatar.training.rollout import Rollout, Segment, segment_clip, segment_window
+from interactive_avatar.training.rollout import (
+    Rollout,
+    Segment,
+    part,
+    segment_clip,
+    segment_window,
+)
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 from interactive_avatar.training.teacher import guided, shifted_levels, without_memory
 
@@ -151,13 +157,6 @@ class Judges:
         velocity = self.critic.denoiser.clip(
             self._clip(self.critic, segment, noised, level, hidden))
         return F.mse_loss(velocity.float(), noise - made)
-
-
-def part(segment: Segment, streams: slice) -> Segment:
-    """Some streams of a segment."""
-    shared = {'short_index'}
-    return Segment(**{name: value if name in shared else value[streams]
-                      for name, value in vars(segment).items()})
 
 
 def anchor_levels(shape: tuple[int, int], options: DistilOptions, device: torch.device) -> Tensor:

@@ -6,10 +6,10 @@ memory. A distilled generator reads it off the prompt: the chunks in which someb
 unnamed are one in two hundred, and once they are made wrong the short memory says so too. So
 streams are played in which prompts name everything, which the generator does well, and it is then
 asked to draw the very same chunks, from the same noise and memories, with prompts that fall
-silent about what is worn (context distillation, arXiv 2209.15189, with the memory in the place of
-the weights). Nobody else judges, so nothing gets blurred: targets are its own pictures. Stories in
-which nothing was put on, or was taken off again, have nothing to fall silent about and hold it
-where it was.
+silent about what is worn (as context distillation does, arXiv 2209.15189, but so that the memory
+tells it, not the weights). Nobody else judges, so nothing gets blurred: targets are its own
+pictures. Stories in which nothing was put on, or was taken off again, have nothing to fall silent
+about and hold it where it was.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from interactive_avatar.training.common import Process
 from interactive_avatar.training.data import Shard
 from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.prompts import Prompts
-from interactive_avatar.training.rollout import Rollout, Segment, segment_window
+from interactive_avatar.training.rollout import SHARED, Rollout, Segment, part, segment_window
+from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 KEPT: Final = {'in_view': 0.15, 'leave': 0.15, 'return': 0.5, 'back': 0.2}
 """Segments of a story that are learnt from, and how often each kind is drawn."""
-MELS_PER_FRAME: Final = 4
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ def story_shard(shard: Shard, stories: Sequence[Story], options: RecallOptions) 
     chunks = len(stories[0].kinds) * options.chunks
     frames = chunks * FRAMES_PER_CHUNK
     who = shard._random(len(shard.references), count)
-    mel = torch.zeros((count, frames * MELS_PER_FRAME, config.audio.mel_bands), dtype=torch.uint8,
-                      device=device)
+    mel = torch.zeros((count, frames * MEL_FRAMES_PER_FRAME, config.audio.mel_bands),
+                      dtype=torch.uint8, device=device)
     for index in range(round(options.speech_share * count)):
         heard = shard.mel[who[index]]
         mel[index] = heard.repeat(-(-mel.shape[1] // len(heard)), 1)[:mel.shape[1]]
-    played = torch.tensor([[told if kind not in ('away',) else silent for kind, told, silent in
+    played = torch.tensor([[silent if kind == 'away' else told for kind, told, silent in
                             zip(s.kinds, s.told, s.silent, strict=True)] for s in stories],
                           device=device)
     a = config.autoencoder
@@ -197,21 +197,16 @@ def play(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
             story = stories[int(segment.clip[stream])]
             if story.kinds[index] in lessons:
                 lessons[story.kinds[index]].append(Lesson(
-                    _rows(segment, slice(stream, stream + 1)),
+                    part(segment, slice(stream, stream + 1)),
                     tokens[stream:stream + 1].detach(), story.silent[index]))
     return lessons
-
-
-def _rows(segment: Segment, rows: slice) -> Segment:
-    return Segment(**{name: value if name == 'short_index' else value[rows].clone()
-                      for name, value in vars(segment).items()})
 
 
 def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor]:
     """Lessons as one segment with their silent prompts, and its audio tokens."""
     parts = [vars(lesson.segment) for lesson in lessons]
-    joined = {name: parts[0][name] if name == 'short_index'
-              else torch.cat([part[name] for part in parts]) for name in parts[0]}
+    joined = {name: value if name in SHARED else torch.cat([each[name] for each in parts])
+              for name, value in parts[0].items()}
     silent = torch.tensor([lesson.silent for lesson in lessons],
                           device=joined['prompt_ids'].device)
     joined['prompt_ids'] = silent[:, None].expand_as(joined['prompt_ids']).clone()
@@ -244,7 +239,7 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
                           settle_steps=options.settle_steps, final=0.1)
     stage = Stage('recall', process, run, [shard.random])
     stage.samples(optimiser, sheet)
-    # Always the same stories, so that a run resumed goes on with them.
+    # A run resumed plays the same stories again, with the weights that it left.
     torch.manual_seed(run.seed * 1009 + process.rank)
     shard.random.manual_seed(run.seed * 1009 + process.rank)
     rng = np.random.default_rng([run.seed, process.rank])

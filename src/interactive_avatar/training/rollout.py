@@ -83,6 +83,16 @@ class Segment:
     reference: Tensor
 
 
+SHARED = frozenset({'short_index'})
+"""Attributes of a `Segment` that its streams have in common."""
+
+
+def part(segment: Segment, streams: slice) -> Segment:
+    """Some streams of a segment."""
+    return Segment(**{name: value if name in SHARED else value[streams]
+                      for name, value in vars(segment).items()})
+
+
 def batch_redundancy(features: Tensor) -> Tensor:
     """Mean pairwise cosine similarity (`memory.redundancy`), [..., n, d] -> [...]."""
     unit = features / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)

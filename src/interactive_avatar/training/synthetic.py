@@ -14,8 +14,8 @@ from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.data import PROBE_UNITS, REFERENCES_PER_CLIP, Shard
 from interactive_avatar.training.prompts import Prompts
+from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 
-MELS_PER_FRAME = 4
 CHUNKS_PER_PROMPT = 10
 
 
@@ -43,7 +43,7 @@ def synthetic_shard(config: GeneratorConfig, clips: int, chunks: int, prompts: i
     state = {
         'mouth': uniform(clips, frames, config.audio.mouth_units),
         'probe_units': uniform(clips, frames, len(PROBE_UNITS)),
-        'mel': (255 * uniform(clips, frames * MELS_PER_FRAME, config.audio.mel_bands)).to(
+        'mel': (255 * uniform(clips, frames * MEL_FRAMES_PER_FRAME, config.audio.mel_bands)).to(
             torch.uint8),
         'prompt_ids': ids[:, :chunks],
         'in_view': torch.ones((clips, frames), dtype=torch.bool, device=device),
