@@ -23,6 +23,7 @@ from interactive_avatar.training.data import Shard
 from interactive_avatar.training.rollout import (
     Rollout,
     key_frame_slot,
+    predict_shard,
     segment_clip,
     segment_window,
 )
@@ -169,6 +170,20 @@ def test_anchored_streams_stay_near_their_clips(rollout: Rollout) -> None:
     assert (segment.made[0] - segment.truth[0]).abs().mean() < 0.2
     assert (segment.made[1] - segment.truth[1]).abs().mean() > 0.5
     assert (segment.level[0] <= 0.02).all()
+
+
+def test_predictions_are_streams_held_on_their_clips_in_order() -> None:
+    data, model = shard(clips=3, chunks=23), trainee().eval()
+    torch.manual_seed(0)
+    predict_shard(model, data, prompts(), batch=2, lowest=0.0, highest=0.02)
+    assert data.predicted is not None and data.latents is not None
+    near = (data.predicted.float() - data.latents.float()).abs().mean((2, 3, 4))
+    assert (near[:, :20] > 0.0).all() and (near[:, :20] < 0.2).all()
+    # What is left over of whole groups stays the encoder's.
+    assert (near[:, 20:] == 0.0).all()
+    predict_shard(model, data, prompts(), batch=2, lowest=0.9, highest=0.95)
+    far = (data.predicted.float() - data.latents.float()).abs().mean((2, 3, 4))
+    assert far[:, :20].mean() > 3.0 * near[:, :20].mean()
 
 
 def test_gradients_reach_what_writes_the_caches(rollout: Rollout) -> None:

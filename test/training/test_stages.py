@@ -22,6 +22,7 @@ from interactive_avatar.training.data import draw_windows
 from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.distil import (
     DistilOptions,
+    chunk_weight,
     dmd_gradient,
     dmd_loss,
     train_distil,
@@ -33,6 +34,7 @@ from interactive_avatar.training.reader import (
     draw_readings,
     train_reader,
 )
+from interactive_avatar.training.rollout import Rollout
 from interactive_avatar.training.stage import Optimiser, Run
 from interactive_avatar.training.student import StudentOptions, euler_levels, train_student
 from interactive_avatar.training.teacher import (
@@ -126,9 +128,30 @@ def test_dmd_gradient_by_hand() -> None:
     # mean |made - real| = (1 + 2) / 2; (fake - real) = (2, 1).
     gradient = dmd_gradient(made.detach(), fake, real)
     torch.testing.assert_close(gradient.flatten(), torch.tensor([2 / 1.5, 1 / 1.5]))
-    dmd_loss(made, gradient).backward()
+    dmd_loss(made, gradient, torch.tensor([[0.5, 1.5]])).backward()
     assert made.grad is not None
-    torch.testing.assert_close(made.grad, gradient / 2)  # the mean over two elements
+    # The mean over two elements, with the chunks' weights.
+    torch.testing.assert_close(made.grad, gradient * torch.tensor([0.5, 1.5]).view_as(made) / 2)
+
+
+def test_chunks_after_a_change_of_prompt_and_untold_ones_in_view_count_more() -> None:
+    clips = shard(clips=2)
+    clips.prompt_ids[:] = 1
+    clips.prompt_ids[0, 23:] = 2
+    clips.told[:] = True
+    clips.told[1, 25:30] = False
+    clips.in_view[:, 4 * 28:] = False
+    streams = Rollout(trainee().denoiser, clips, prompts(), 2, 10, 0.0, captured=False)
+    streams.follow(torch.tensor([0, 1]))
+    streams.at[:] = 20
+    segment, _ = streams.advance(trainee().audio, (1.0,))
+    options = replace(DISTIL, switch_weight=2.0, switch_chunks=3, untold_weight=4.0)
+    weight = chunk_weight(clips, segment, options)
+    expected = torch.ones(2, 10)
+    expected[0, 3:6] = 3.0
+    expected[1, 5:8] = 5.0
+    torch.testing.assert_close(weight, expected / expected.mean())
+    assert torch.equal(chunk_weight(clips, segment, DISTIL), torch.ones(2, 10))
 
 
 def test_retrieval_draws_old_neighbours_and_the_last_five_seconds() -> None:

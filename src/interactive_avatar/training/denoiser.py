@@ -224,35 +224,3 @@ def own_context(denoiser: Denoiser, batch: WindowBatch, audio: Tensor, prompts: 
         made = targets - level[..., None, None, None] * velocity
         context = torch.cat([batch.latents[:, :2], made[:, :-1]], 1)
     return context
-
-
-@torch.no_grad()
-def predict_shard(model: Trainee, shard: Shard, prompts: Prompts, targets: int = 20,
-                  batch: int = 24, lowest: float = 0.45, highest: float = 0.9) -> None:
-    """Fill `Shard.predicted`: every latent as the denoiser reads it out of its noised truth.
-
-    A decoder trained on them knows the denoiser's blur as well as the encoder's latents.
-    """
-    assert shard.latents is not None
-    denoiser, device = model.denoiser, shard.device
-    clips, chunks = shard.latents.shape[:2]
-    shard.predicted = shard.latents.clone()
-    starts = torch.arange(0, chunks - targets + 1, targets, device=device)
-    clip, start = (x.flatten() for x in torch.meshgrid(
-        torch.arange(clips, device=device), starts, indexing='ij'))
-    step = torch.arange(targets, device=device)
-    for part, s in zip(clip.split(batch), start.split(batch), strict=True):
-        drawn = draw_windows(shard, len(part), targets, at=(part, s))
-        clean, context = drawn.latents[:, 2:], drawn.latents[:, :-1]
-        level = lowest + (highest - lowest) * torch.rand(clean.shape[:2], device=device)
-        level_c = torch.full(context.shape[:2], denoiser.config.sampler.commit_level,
-                             device=device)
-        noisy = mix(clean, level, torch.randn_like(clean))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
-            audio = model.audio(drawn.mel.flatten(0, 1)).unflatten(0, drawn.mel.shape[:2])
-            window = noised_window(
-                drawn, context, mix(context, level_c, torch.randn_like(context)), level_c,
-                noisy, level, audio, prompts)
-            velocity = denoiser.window(window).float()
-        made = noisy - level[..., None, None, None] * velocity
-        shard.predicted[part[:, None], s[:, None] + step] = made.half()

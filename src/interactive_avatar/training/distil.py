@@ -58,6 +58,9 @@ class DistilOptions:
             more by mouth_weight and eye_weight; reading_weight: of mouth and eye units read off
             their latents where the clip has them (`probe`).
         reader_weight: of the free streams' mouth units, wherever their mouths are (`reader`).
+        switch_weight, switch_chunks: how much more the chunks right after a change of prompt
+            weigh, and how many; untold_weight: the same of chunks in view whose prompt does not
+            name what is worn (see `chunk_weight`).
         settle_steps: over which the rates of generator and critic rise, each from its own first
             update (see `Optimiser`).
     """
@@ -76,6 +79,9 @@ class DistilOptions:
     mouth_weight: float = 8.0
     eye_weight: float = 3.0
     anchor_start_share: float = 0.3
+    switch_weight: float = 0.0
+    switch_chunks: int = 4
+    untold_weight: float = 0.0
     guidance: float = 2.0
     level_shift: float = 3.0
     level_low: float = 0.02
@@ -98,9 +104,28 @@ def dmd_gradient(made: Tensor, fake: Tensor, real: Tensor) -> Tensor:
     return torch.nan_to_num((fake - real) / scale)
 
 
-def dmd_loss(made: Tensor, gradient: Tensor) -> Tensor:
-    """½ mse(made, stop(made - gradient)); its gradient by ``made`` is ``gradient`` / number."""
-    return 0.5 * F.mse_loss(made.float(), (made.float() - gradient).detach())
+def dmd_loss(made: Tensor, gradient: Tensor, weight: Tensor | None = None) -> Tensor:
+    """½ mse(made, stop(made - gradient)); its gradient by ``made`` is ``gradient`` / number, times
+    ``weight`` [B, T] of the chunks if there is one."""
+    error = (made.float() - (made.float() - gradient).detach()).square()
+    return 0.5 * (error if weight is None else error * weight[..., None, None, None]).mean()
+
+
+def chunk_weight(shard: Shard, segment: Segment, options: DistilOptions) -> Tensor:
+    """How much each chunk of a segment counts, [B, T], 1 on average.
+
+    What a prompt changes must be seen at once, and what the memory alone tells must be drawn when
+    somebody comes back; both are decided in a few chunks of a hundred, and what follows them goes
+    by the chunks before.
+    """
+    chunks, recent = segment.text_index.shape[1], options.switch_chunks
+    index = segment.at[:, None] + torch.arange(-recent, chunks, device=segment.at.device)
+    clip = segment.clip[:, None]
+    ids = shard.prompt_ids[clip, index.clamp_min(0)]
+    changed = (ids[:, 1:] != ids[:, :-1]).unfold(1, recent, 1).any(-1)
+    untold = segment.seen & ~shard.told[clip, index[:, recent:]]
+    weight = (1.0 + options.switch_weight * changed) * (1.0 + options.untold_weight * untold)
+    return weight / weight.mean()
 
 
 def draw_sampler(options: DistilOptions, process: Process) -> Sequence[float]:
@@ -258,6 +283,7 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
             heard = F.l1_loss(model.audio.mouth(tokens.flatten(0, 1)).float(),
                               segment.units.flatten(0, 1))
         x0 = targets - target_level[..., None, None, None] * velocity
+        counts = chunk_weight(shard, segment, options)
         loss = options.mouth_head_weight * heard
         log: dict[str, Tensor | float] = {'mouth': heard, 'age': segment.age.float().mean()}
         if anchored:
@@ -265,7 +291,8 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
                                       options.chunks)
             weight = cell_weight(marks, shard.config.autoencoder.latent_px, *weights)
             error = (velocity[:anchored] - (noise - segment.truth[:anchored])).square()
-            anchor = (error * (weight / weight.mean())).mean()
+            wide = counts[:anchored, :, None, None, None]
+            anchor = (error * (weight / weight.mean()) * wide).mean()
             loss = loss + options.anchor_weight * anchor
             log['anchor'] = anchor
             if reading is not None:
@@ -287,7 +314,7 @@ def train_distil(model: Trainee, teacher: Trainee | None, shard: Shard, prompts:
             if judges is not None and not warm:
                 with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
                     gradient = judges.gradient(x0[free].detach(), own)
-                matching = dmd_loss(x0[free], gradient)
+                matching = dmd_loss(x0[free], gradient, counts[free])
                 loss = loss + options.dmd_weight * matching
                 log['dmd'] = gradient.abs().mean()
             log['drift'] = (segment.made[free].mean((1, 3, 4))

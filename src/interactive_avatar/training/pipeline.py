@@ -30,16 +30,12 @@ from interactive_avatar.training.autoencoder import AutoencoderOptions, train_au
 from interactive_avatar.training.clips import ClipFolder, encode, require_encoder
 from interactive_avatar.training.common import Process, join_parts, options_from, save_parts
 from interactive_avatar.training.data import Shard, ShardOptions
-from interactive_avatar.training.denoiser import (
-    DenoiserOptions,
-    Trainee,
-    predict_shard,
-    train_denoiser,
-)
+from interactive_avatar.training.denoiser import DenoiserOptions, Trainee, train_denoiser
 from interactive_avatar.training.distil import DistilOptions, train_distil
 from interactive_avatar.training.memory import MemoryOptions, train_memory
 from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.recall import RecallOptions, train_recall
+from interactive_avatar.training.rollout import predict_shard
 from interactive_avatar.training.samples import write_samples
 from interactive_avatar.training.stage import Run, averaged, whole_state
 from interactive_avatar.training.stage import shard as split

@@ -29,7 +29,7 @@ from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.denoiser import Clip, Denoiser, Window, rotate
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.data import REFERENCES_PER_CLIP, Shard
-from interactive_avatar.training.denoiser import mix
+from interactive_avatar.training.denoiser import Trainee, mix
 from interactive_avatar.training.prompts import Prompts
 
 PROMPTS_AT_ONCE = 4
@@ -259,12 +259,20 @@ class Rollout:
         reference (the one whose picture a shard keeps)."""
         self._restart(torch.ones_like(self.at, dtype=torch.bool), chunks, 1)
 
-    def _restart(self, fresh: Tensor, room: int, references: int) -> None:
-        """Begin streams anew where ``fresh`` [B]."""
+    def follow(self, clips: Tensor) -> None:
+        """Begin all streams anew, each at the start of the clip that ``clips`` [B] says, from its
+        first reference."""
+        assert self._shard.latents is not None
+        self._restart(torch.ones_like(self.at, dtype=torch.bool), self._shard.latents.shape[1], 1,
+                      clips)
+
+    def _restart(self, fresh: Tensor, room: int, references: int,
+                 clips: Tensor | None = None) -> None:
+        """Begin streams anew where ``fresh`` [B], in ``clips`` [B] or in any."""
         shard = self._shard
         assert shard.latents is not None and shard.references is not None
         chunks = shard.latents.shape[1]
-        clip = shard._random(len(shard.latents), self.batch)
+        clip = shard._random(len(shard.latents), self.batch) if clips is None else clips
         at = shard._random(chunks - room + 1, self.batch)
         # What is worn and not named there could not be known; at a clip's start it is named.
         at = torch.where(shard.told[clip, at], at, 0)
@@ -478,6 +486,39 @@ class Rollout:
         feature = self._feature(group.mean(1))
         self.short_groups.copy_(torch.cat([self.short_groups[:, 1:], group[:, None]], 1))
         self.short_features.copy_(torch.cat([self.short_features[:, 1:], feature[:, None]], 1))
+
+
+@torch.no_grad()
+def predict_shard(model: Trainee, shard: Shard, prompts: Prompts, batch: int = 32,
+                  lowest: float = 0.75, highest: float = 0.98) -> None:
+    """Fill `Shard.predicted`: every latent as a stream makes it that is held on its clip.
+
+    Each chunk starts from the clip's latent under noise of a level between ``lowest`` and
+    ``highest``, which tells where things are and no more; what the stream has made before is all
+    it knows of the past. So a decoder trained on them knows how a face comes out that has been
+    turned away for long: where it should be, and with hardly anything of its own left.
+    """
+    assert shard.latents is not None
+    clips, chunks = shard.latents.shape[:2]
+    group = shard.config.memory.group
+    shard.predicted = shard.latents.clone()
+    device = shard.device
+    rollout = Rollout(model.denoiser, shard, prompts, batch, group, 0.0,
+                      captured=device.type == 'cuda')
+
+    def hear(mel: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16,
+                                             enabled=device.type == 'cuda'):
+            tokens: Tensor = model.audio(mel)
+        return tokens
+
+    for start in range(0, clips, batch):
+        # The last batch is filled up with clips from the start: shapes stay the same.
+        clip = torch.arange(start, start + batch, device=device) % clips
+        rollout.follow(clip)
+        for at in range(0, chunks - group + 1, group):
+            segment, _ = rollout.advance(hear, (1.0,), batch, lowest, highest)
+            shard.predicted[clip, at:at + group] = segment.made.half()
 
 
 def segment_window(segment: Segment, audio: Tensor, prompts: Prompts, targets: Tensor,
