@@ -22,6 +22,7 @@ from interactive_avatar.training.autoencoder import (
     change_strength,
     flow_loss,
     picture_loss,
+    texture,
 )
 
 SIDE = 32
@@ -123,6 +124,31 @@ def test_a_picture_that_moves_too_little_costs_strength_and_a_new_stream_does_no
     assert extra(true, True) > 0.01  # it shows a black frame before, and jumps
     lacking = change_strength(true, before)[:, 1:].mean() * 3 / 4
     assert extra(frozen, False) == pytest.approx(float(lacking), rel=1e-4)
+
+
+def test_a_sharp_picture_half_a_pixel_off_costs_less_texture_than_a_blurred_one() -> None:
+    torch.manual_seed(0)
+    wide = torch.rand(1, 3, 34, 34)
+    true, shifted = wide[..., 1:33, 1:33], wide[..., 1:33, 2:34]
+    blurred = torch.nn.functional.avg_pool2d(wide, 3, stride=1)
+    detail = texture(true)
+    assert detail.shape == (1, 12, 32 // STRENGTH_PX, 32 // STRENGTH_PX)
+    # By hand: the red channel's mean change across, in the first square.
+    across = (true[0, 0, :8, 1:9] - true[0, 0, :8, :8]).abs().mean()
+    torch.testing.assert_close(detail[0, 0, 0, 0], across)
+    off, soft = ((texture(made) - detail).abs().mean() for made in (shifted, blurred))
+    assert off < 0.3 * soft
+
+    def extra(made: torch.Tensor) -> float:
+        frames = made[:, None]
+        without, with_it = (
+            picture_loss(frames, true[:, None], torch.ones(1, 1, 1, 32, 32), true, true,
+                         torch.ones(1, dtype=torch.bool), AutoencoderOptions(texture_weight=w))[0]
+            for w in (0.0, 2.0))
+        return float(with_it - without)
+
+    assert extra(true) == pytest.approx(0.0, abs=1e-6)
+    assert extra(blurred) == pytest.approx(2.0 * float(soft), rel=1e-4)
 
 
 def test_the_frame_before_is_the_one_that_was_shown() -> None:

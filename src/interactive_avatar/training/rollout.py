@@ -490,7 +490,7 @@ class Rollout:
 
 @torch.no_grad()
 def predict_shard(model: Trainee, shard: Shard, prompts: Prompts, batch: int = 32,
-                  lowest: float = 0.75, highest: float = 0.98) -> None:
+                  lowest: float = 0.8, highest: float = 0.99) -> None:
     """Fill `Shard.predicted`: every latent as a stream makes it that is held on its clip.
 
     Each chunk starts from the clip's latent under noise of a level between ``lowest`` and
@@ -500,7 +500,7 @@ def predict_shard(model: Trainee, shard: Shard, prompts: Prompts, batch: int = 3
     """
     assert shard.latents is not None
     clips, chunks = shard.latents.shape[:2]
-    group = shard.config.memory.group
+    batch, group = min(batch, clips), shard.config.memory.group
     shard.predicted = shard.latents.clone()
     device = shard.device
     rollout = Rollout(model.denoiser, shard, prompts, batch, group, 0.0,
