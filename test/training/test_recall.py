@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,9 @@ def named(number: int) -> tuple[str, ...]:
 def test_a_story_names_what_is_worn_or_keeps_quiet_about_it(seed: int) -> None:
     story = compose_story(np.random.default_rng(seed), WORN, 4)
     by_kind = dict(zip(story.kinds, zip(story.told, story.silent, strict=True), strict=True))
-    assert set(KEPT) <= set(story.kinds) and story.kinds.count('away') == 4
+    assert set(KEPT) - {'unaided'} <= set(story.kinds) and story.kinds.count('away') == 4
     assert story.told[1] == story.silent[1] and prompt_table()[story.told[1]].action == 'wear'
-    for kind in KEPT:
+    for kind in set(KEPT) - {'unaided'}:
         told, silent = by_kind[kind]
         assert len(named(told)) == 1 and named(silent) == ()
         table = prompt_table()
@@ -82,13 +83,15 @@ def test_a_lesson_played_with_its_own_prompts_gives_what_was_played() -> None:
     source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
     model = trainee().eval()
     lessons = play(model, source, prompts, OPTIONS, np.random.default_rng(3), 2)
+    lessons.pop('unaided')
     counts = {kind: len(each) for kind, each in lessons.items()}
     # Where something is taken off again, that takes one of the two segments in view.
     assert counts.pop('in_view') in (2, 3, 4)
     assert counts == {'leave': 2, 'return': 2, 'back': 2}
     chosen = [lessons['return'][0], lessons['leave'][1]]
     told = torch.stack([lesson.segment.prompt_ids[0] for lesson in chosen])
-    segment, audio = collate(chosen)
+    segment, audio, wanted = collate(chosen)
+    assert torch.equal(wanted, segment.made)
     assert [int(ids[0]) for ids in segment.prompt_ids] == [lesson.silent for lesson in chosen]
 
     def replay() -> torch.Tensor:
@@ -102,6 +105,25 @@ def test_a_lesson_played_with_its_own_prompts_gives_what_was_played() -> None:
     final = segment.level == min(TINY.sampler.levels)
     assert final.any()
     torch.testing.assert_close(replay()[final], segment.made[final], atol=2e-4, rtol=2e-4)
+
+
+@torch.no_grad()
+def test_who_comes_back_is_also_played_without_a_word_and_asked_for_the_told_picture() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    model = trainee().eval()
+    worn = replace(OPTIONS, worn_share=1.0, removed_share=0.0)
+    lessons = play(model, source, prompts, worn, np.random.default_rng(3), 2)
+    assert len(lessons['unaided']) == 4 and len(lessons['return']) == 2
+    told, alone = lessons['return'], lessons['unaided'][:2]
+    for one, other in zip(told, alone, strict=True):
+        # The same memories at the door, the same noise; another prompt, hence other pictures.
+        assert torch.equal(one.segment.groups[:, :6], other.segment.groups[:, :6])
+        assert torch.equal(one.segment.noised[:, 0], other.segment.noised[:, 0])
+        assert other.segment.prompt_ids[0, 0] == other.silent != one.segment.prompt_ids[0, 0]
+        assert torch.equal(other.wanted, one.segment.made)
+        assert not torch.allclose(other.wanted, other.segment.made)
+    bare = replace(OPTIONS, worn_share=0.0, removed_share=0.0)
+    assert play(model, source, prompts, bare, np.random.default_rng(3), 2)['unaided'] == []
 
 
 def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:

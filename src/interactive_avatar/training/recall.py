@@ -10,10 +10,16 @@ silent about what is worn (as context distillation does, arXiv 2209.15189, but s
 tells it, not the weights). Nobody else judges, so nothing gets blurred: targets are its own
 pictures. Stories in which nothing was put on, or was taken off again, have nothing to fall silent
 about and hold it where it was.
+
+With the chunks before in sight it is enough to go by those, and at the door they show a
+shoulder. So who comes back is also played once more from the same memories with silent prompts, as
+it will be when it matters, and what the generator then forgets stands in its short memory while
+the told pictures are asked of it (`Lesson.wanted`): there only the long memory can tell.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,8 +48,10 @@ from interactive_avatar.training.rollout import SHARED, Rollout, Segment, part, 
 from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
-KEPT: Final = {'in_view': 0.15, 'leave': 0.15, 'return': 0.5, 'back': 0.2}
-"""Segments of a story that are learnt from, and how often each kind is drawn."""
+KEPT: Final = {'in_view': 0.15, 'leave': 0.1, 'return': 0.2, 'back': 0.15, 'unaided': 0.4}
+"""Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
+after an absence as they come out with silent prompts."""
+AFTER_ABSENCE: Final = ('return', 'back')
 
 
 @dataclass(frozen=True)
@@ -172,11 +180,13 @@ class Lesson:
     Attributes:
         segment: of one stream. audio: tokens of its chunks, [1, T, 12, width].
         silent: int64, the prompt that names nothing worn.
+        wanted: latents that it is to make, [1, T, C, h, w].
     """
 
     segment: Segment
     audio: Tensor
     silent: int
+    wanted: Tensor
 
 
 @torch.no_grad()
@@ -186,31 +196,52 @@ def play(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
     away = int(rng.integers(options.away[0], options.away[1] + 1))
     stories = [compose_story(rng, options, away) for _ in range(count)]
     clips = story_shard(shard, stories, options)
-    rollout = Rollout(model.denoiser, clips, prompts, count, options.chunks, 0.0,
-                      captured=False)
-    segments = len(stories[0].kinds)
-    rollout.begin(segments * options.chunks)
+    silent = torch.tensor([story.silent for story in stories], device=shard.device)
+    quiet = copy.copy(clips)
+    quiet.prompt_ids = silent.repeat_interleave(options.chunks, 1)
+    told, alone = (Rollout(model.denoiser, each, prompts, count, options.chunks, 0.0,
+                           captured=False) for each in (clips, quiet))
+    kinds = stories[0].kinds
+    told.begin(len(kinds) * options.chunks)
     lessons: dict[str, list[Lesson]] = {kind: [] for kind in KEPT}
-    for index in range(segments):
-        segment, tokens = rollout.advance(model.audio, shard.config.sampler.levels)
-        for stream in range(count):
-            story = stories[int(segment.clip[stream])]
-            if story.kinds[index] in lessons:
-                lessons[story.kinds[index]].append(Lesson(
-                    part(segment, slice(stream, stream + 1)),
-                    tokens[stream:stream + 1].detach(), story.silent[index]))
+
+    def advance(rollout: Rollout, seed: int) -> tuple[Segment, Tensor]:
+        # The same noise for both, so that they differ by what they know alone.
+        torch.manual_seed(seed)
+        return rollout.advance(model.audio, shard.config.sampler.levels)
+
+    for index, of_first in enumerate(kinds):
+        if of_first == AFTER_ABSENCE[0]:
+            alone.load_state_dict(told.state_dict())
+        seed = int(rng.integers(2 ** 31))
+        segment, tokens = advance(told, seed)
+        played = [(segment, 'told')]
+        if of_first in AFTER_ABSENCE:
+            played.append((advance(alone, seed)[0], 'unaided'))
+        for one, how in played:
+            for stream in range(count):
+                story = stories[int(one.clip[stream])]
+                kind, own = story.kinds[index], slice(stream, stream + 1)
+                if how == 'unaided':
+                    if story.told[index] == story.silent[index]:
+                        continue  # it was played just so
+                    kind = how
+                if kind in lessons:
+                    lessons[kind].append(Lesson(part(one, own), tokens[own].detach(),
+                                                story.silent[index], segment.made[own]))
     return lessons
 
 
-def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor]:
-    """Lessons as one segment with their silent prompts, and its audio tokens."""
+def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor, Tensor]:
+    """Lessons as one segment with their silent prompts, its audio tokens, and what is wanted."""
     parts = [vars(lesson.segment) for lesson in lessons]
     joined = {name: value if name in SHARED else torch.cat([each[name] for each in parts])
               for name, value in parts[0].items()}
     silent = torch.tensor([lesson.silent for lesson in lessons],
                           device=joined['prompt_ids'].device)
     joined['prompt_ids'] = silent[:, None].expand_as(joined['prompt_ids']).clone()
-    return Segment(**joined), torch.cat([lesson.audio for lesson in lessons])
+    return (Segment(**joined), torch.cat([lesson.audio for lesson in lessons]),
+            torch.cat([lesson.wanted for lesson in lessons]))
 
 
 def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
@@ -253,19 +284,20 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
     stage.keep(weights=optimiser)
     if device.type == 'cuda' and run.compiled:
         compile_layers('_window_layer', model.denoiser)
-    kinds, shares = list(KEPT), torch.tensor(list(KEPT.values()))
+    kinds = [kind for kind in KEPT if lessons[kind]]
+    shares = torch.tensor([KEPT[kind] for kind in kinds])
     commit_level = shard.config.sampler.commit_level
     for progress in stage.steps():
         for share in stage.parts():
             drawn = [kinds[int(k)] for k in torch.multinomial(shares, options.batch, True)]
-            segment, audio = collate([
+            segment, audio, wanted = collate([
                 lessons[kind][int(torch.randint(len(lessons[kind]), ()))] for kind in drawn])
             with torch.autocast(device.type, torch.bfloat16):
                 window = segment_window(segment, audio, prompts, segment.noised, segment.level,
                                         commit_level)
                 velocity = model.denoiser.window(window)
             x0 = segment.noised - segment.level[..., None, None, None] * velocity.float()
-            error = (x0 - segment.made).square().mean((1, 2, 3, 4))
+            error = (x0 - wanted).square().mean((1, 2, 3, 4))
             optimiser.backward(share * error.mean())
             values: dict[str, list[Tensor]] = {}
             for kind, value in zip(drawn, error.detach(), strict=True):
