@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import toy
 
+from interactive_avatar.generator.autoencoder import as_input
+from interactive_avatar.generator.networks import Generator
 from interactive_avatar.training import clips
-from interactive_avatar.training.clips import ClipFolder, require_encoder
+from interactive_avatar.training.clips import ClipFolder, predict_twins, require_encoder
 from interactive_avatar.training.common import Process
+from interactive_avatar.training.data import ShardOptions
 
 
 def write(folder: Path, seed: int, count: int, chunks: int = 60) -> torch.Tensor:
@@ -42,6 +47,56 @@ def test_clips_that_come_later_are_taken_between_steps(tmp_path: Path,
     folder.poll()
     assert torch.equal(shard.latents, torch.cat([first, later]))
     assert {len(value) for value in shard.state().values()} == {5}
+
+
+def test_twins_are_blended_into_the_first_clips_alone(monkeypatch: pytest.MonkeyPatch,
+                                                      tmp_path: Path) -> None:
+    generator = Generator(toy.TINY)
+    data = toy.shard(clips=4, chunks=10)
+    side = toy.TINY.autoencoder.picture_px
+    data.frames = torch.zeros(4, 40, side, side, 3, dtype=torch.uint8)
+    data.performances = [SimpleNamespace(identity=number, units=None, head=None, glasses=None,
+                                         hat=None) for number in range(4)]
+    seeds: list[object] = []
+
+    class Looks:
+        def __init__(self, path: object) -> None:
+            seeds.append(path)
+
+        def recombined(self, seed: int) -> Looks:
+            seeds.append(seed)
+            return self
+
+        with_other_looks = recombined
+
+    class Painter:
+        def __init__(self, population: object, size: int, device_index: int) -> None:
+            assert isinstance(population, Looks) and size == side
+
+        def render(self, identity: int, *play: object) -> tuple[np.ndarray, None]:
+            return np.full((40, side, side, 3), 60 * identity, np.uint8), None
+
+        def close(self) -> None:
+            seeds.append('closed')
+
+    renderer = ModuleType('renderer')
+    renderer.Renderer = Painter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, 'interactive_avatar.training.render.renderer', renderer)
+    monkeypatch.setattr(clips, 'People', Looks)
+    people = tmp_path / 'people.npz'
+    predict_twins(generator, data, ShardOptions(first_seed=7), people, toy.ALONE, 0.5)
+    assert seeds == [people, 7, 8, 'closed']
+    assert data.predicted is not None and data.latents is not None
+    assert torch.equal(data.predicted[2:], data.latents[2:])
+    for number in range(2):
+        with torch.no_grad():
+            twin = generator.autoencoder.encode(as_input(torch.full(
+                (1, 4, side, side, 3), 60 * number, dtype=torch.uint8)))
+        own = data.latents[number].float()
+        much = (data.predicted[number].float() - own) / (twin - own)
+        middle = much.median()
+        assert clips.TWIN_LEAST - 0.01 < middle < 1.01
+        assert ((much - middle).abs() < 0.05).float().mean() > 0.9
 
 
 def test_processes_share_the_files(tmp_path: Path) -> None:

@@ -131,6 +131,28 @@ def test_a_population_put_together_anew_keeps_who_is_held_out(people_file: Path)
         assert (np.ptp(stretch) > 1e-3) != is_held_out(number)
 
 
+def test_a_twin_has_the_shape_and_the_looks_of_somebody_else(people_file: Path) -> None:
+    people = People(people_file)
+    people.identities = [dict(copy.deepcopy(people.identities[number % 2]), female=number % 4 / 2)
+                         for number in range(20)]
+    for number, who in enumerate(people.identities):
+        who['parts'][0]['texture'] = number
+        who['parts'][1]['strength'] = float(number)
+    people.neutral = np.arange(20, dtype=np.int16)[:, None, None] * 100 + people.neutral[:1]
+    other, again = people.with_other_looks(1), people.with_other_looks(1)
+    assert other.identities == again.identities
+    np.testing.assert_array_equal(other.neutral, people.neutral)
+    for number, (who, own) in enumerate(zip(other.identities, people.identities, strict=True)):
+        if is_held_out(number):
+            assert who == own
+            continue
+        body, hat = who['parts']
+        donor = people.identities[body['texture']]
+        assert body['texture'] != number and not is_held_out(body['texture'])
+        assert (donor['female'] > 0.5) == (own['female'] > 0.5)
+        assert hat == own['parts'][1] and who['light'] == own['light']
+
+
 def test_missing_file_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'render\.bake'):
         People(tmp_path / 'none.npz')

@@ -33,7 +33,6 @@ from interactive_avatar.generator.config import AutoencoderConfig
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Average, Budget, Log, Process, learning_rate
 from interactive_avatar.training.data import Shard
-from interactive_avatar.training.patches import PatchJudge, convincing_loss, crops, judge_loss
 from interactive_avatar.training.probe import Probe, fit_probe
 
 FACE_POINTS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.34, 0.33, 0.33),
@@ -53,12 +52,11 @@ class AutoencoderOptions:
     holds its latents near those of the encoder that the stage began with (mean squared distance
     over their variance), so that a denoiser trained on those has little to learn anew.
     ``predicted_share`` is the part of streams whose latents are the denoiser's predictions, where
-    there are some (`Shard.predicted`). ``strength_weight`` is of how much pictures change
+    there are some (`Shard.predicted`); of a ``twin_share`` of the clips they are blends with a
+    twin's instead (`clips.predict_twins`). ``strength_weight`` is of how much pictures change
     (`change_strength`): what moves is blurred, and blur moves too little within a chunk.
     ``texture_weight`` is of how much detail pictures have (`texture`): where latents leave open
     what a turned face looks like, blur has the least error, but the reference has its texture.
-    ``judge_weight`` is of a judge of patches that is trained beside (`patches`): how hard it
-    pulls, over how hard the picture's error does, risen to over the first fifth of the time.
 
     Raises:
         ValueError: with ``decoder_only`` and an ``anchor_weight``: one trains no encoder.
@@ -75,8 +73,6 @@ class AutoencoderOptions:
     temporal_weight: float = 1.0
     strength_weight: float = 0.0
     texture_weight: float = 0.0
-    judge_weight: float = 0.0
-    judge_rate: float = 2e-4
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
     probe_weight: float = 0.3
@@ -88,6 +84,7 @@ class AutoencoderOptions:
     decoder_only: bool = False
     anchor_weight: float = 0.0
     predicted_share: float = 0.5
+    twin_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.decoder_only and self.anchor_weight > 0.0:
@@ -338,12 +335,6 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     parameters = [p for module in trained for p in module.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=options.peak_rate, betas=(0.9, 0.99),
                                   weight_decay=1e-4, fused=device.type == 'cuda')
-    judge = judge_optimiser = None
-    if options.judge_weight > 0.0:
-        judge = PatchJudge().to(device)
-        process.share_weights(judge)
-        judge_optimiser = torch.optim.Adam(judge.parameters(), lr=options.judge_rate,
-                                           betas=(0.5, 0.99))
     average = Average(model.decoder if frozen else model)
     log = Log(out, 'autoencoder', process)
     compiled = device.type == 'cuda'
@@ -406,29 +397,6 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
             away = F.mse_loss(latents.flatten(0, 1), home) / home.var()
             loss = loss + options.anchor_weight * away
             figures['away'] = away
-        if judge is not None and judge_optimiser is not None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
-                patches = crops(torch.cat([made.detach(), true]),
-                                streams.picture.repeat(2, 1, 1, 1), torch.default_generator)
-                apart = judge_loss(judge, *patches.chunk(2))
-            judge_optimiser.zero_grad(set_to_none=True)
-            apart.backward()
-            process.mean_gradients(list(judge.parameters()))
-            judge_optimiser.step()
-            # How the judge pulls at the pixels, scaled to how the picture's error does (VQGAN,
-            # arXiv 2012.09841, eq. 7, but at the pixels).
-            pixels = made.detach().requires_grad_()
-            with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
-                convincing = convincing_loss(judge, crops(pixels, streams.picture,
-                                                          torch.default_generator))
-                again, _ = loss_function(pixels, true, weight, streams.last, before,
-                                         ~streams.fresh, options)
-            pull, = torch.autograd.grad(convincing, pixels)
-            error_pull, = torch.autograd.grad(again, pixels)
-            strength = options.judge_weight * min(1.0, 5.0 * progress)
-            scale = strength * error_pull.norm() / pull.norm().clamp_min(1e-12)
-            loss = loss + (made * (scale * pull)).sum()
-            figures |= {'judge': apart, 'convincing': convincing}
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         process.mean_gradients(parameters)

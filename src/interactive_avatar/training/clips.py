@@ -21,12 +21,16 @@ from interactive_avatar.generator.autoencoder import as_input
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.model import WEIGHTS_NAME
 from interactive_avatar.generator.networks import Generator
+from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Process
 from interactive_avatar.training.data import Shard, ShardOptions
+from interactive_avatar.training.render.people import People
 
 LOOK_AGAIN_S = 10.0
 """How often a training stage looks for clips that have come."""
 ORDER_NAME = 'order.txt'
+TWIN_LEAST = 0.4
+"""Of a twin's latents in a blend, at least."""
 PREFIX = 'clips'
 
 
@@ -40,6 +44,48 @@ def encode(generator: Generator, shard: Shard, process: Process) -> None:
             return generator.autoencoder.encode(as_input(frames)).float()
 
     shard.encode(run)
+    generator.train()
+
+
+@torch.no_grad()
+def predict_twins(generator: Generator, shard: Shard, options: ShardOptions, people: Path,
+                  process: Process, share: float) -> None:
+    """Put blends with a twin's latents into `Shard.predicted` for a share of the clips.
+
+    A twin has the shape of the person and does the same, with the skin, eyes and hair of somebody
+    else (`People.with_other_looks`). Where heads turn, a denoiser knows where everything is, and
+    gets wrong who it is; a decoder that is asked for the person learns to take that from the
+    reference picture.
+
+    Args:
+        shard: rendered and encoded, with pictures. options: that it was rendered with.
+        share: of the clips, from the first on.
+    """
+    # The renderer's library is not needed by whoever only reads clips.
+    from interactive_avatar.training.render.renderer import Renderer
+
+    assert shard.latents is not None and shard.frames is not None
+    if shard.predicted is None:
+        shard.predicted = shard.latents.clone()
+    population = People(people)
+    if options.recombine:
+        population = population.recombined(options.first_seed)
+    renderer = Renderer(population.with_other_looks(options.first_seed + 1),
+                        size=shard.config.autoencoder.picture_px,
+                        device_index=process.device.index or 0)
+    generator.eval()
+    cuda = process.device.type == 'cuda'
+    for index, play in enumerate(shard.performances[:round(share * len(shard.frames))]):
+        frames, _ = renderer.render(play.identity, play.units, play.head, play.glasses, play.hat)
+        groups = torch.from_numpy(frames).unflatten(0, (-1, FRAMES_PER_CHUNK))
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=cuda):
+            twin = torch.cat([
+                generator.autoencoder.encode(as_input(part.to(process.device))).float()
+                for part in groups.split(64)])
+        much = TWIN_LEAST + (1.0 - TWIN_LEAST) * float(torch.rand(()))
+        own = shard.latents[index].float()
+        shard.predicted[index] = (own + much * (twin - own)).half()
+    renderer.close()
     generator.train()
 
 

@@ -27,7 +27,12 @@ from interactive_avatar.generator.networks import Generator
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.audio import train_audio
 from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
-from interactive_avatar.training.clips import ClipFolder, encode, require_encoder
+from interactive_avatar.training.clips import (
+    ClipFolder,
+    encode,
+    predict_twins,
+    require_encoder,
+)
 from interactive_avatar.training.common import Process, join_parts, options_from, save_parts
 from interactive_avatar.training.data import Shard, ShardOptions
 from interactive_avatar.training.denoiser import DenoiserOptions, Trainee, train_denoiser
@@ -148,6 +153,9 @@ def main(argv: list[str] | None = None) -> int:
             prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens,
                               process.device)
             predict_shard(Trainee(generator.audio, generator.denoiser), shard, prompts)
+            if options.twin_share > 0.0:
+                predict_twins(generator, shard, shard_options(args, process),
+                              args.assets / 'people.npz', process, options.twin_share)
             say('latents encoded and predicted')
         train_autoencoder(generator.autoencoder, shard, process, args.seconds, args.out, options)
         say('autoencoder trained')
@@ -257,13 +265,18 @@ def load_teacher(path: Path, config: GeneratorConfig, process: Process) -> Train
     return Trainee(generator.audio, generator.denoiser).to(process.device)
 
 
+def shard_options(args: argparse.Namespace, process: Process) -> ShardOptions:
+    """What this process renders."""
+    return ShardOptions(clips=args.clips, seconds=args.clip_seconds,
+                        render_seconds=args.render_seconds,
+                        first_seed=1000 + process.rank * 100_000)
+
+
 def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
                   process: Process, say: Callable[[str], None]) -> Shard:
     """This process's clips: rendered anew, or with the latents of an earlier call."""
     people, speech = args.assets / 'people.npz', args.assets / 'speech' / 'speech.npz'
-    options = ShardOptions(clips=args.clips, seconds=args.clip_seconds,
-                           render_seconds=args.render_seconds,
-                           first_seed=1000 + process.rank * 100_000)
+    options = shard_options(args, process)
     kept = args.state / f'latents{process.rank}.pt'
     # Another random order for every continued call.
     seed = options.first_seed + int(args.done * 1000)

@@ -232,6 +232,28 @@ class People:
         other._rigid = np.concatenate(rigid)
         return other
 
+    def with_other_looks(self, seed: int) -> People:
+        """The same population with the skin, eyes, brows and hair of others on every trained
+        person's shape: what is left is where everything is, and what it does.
+
+        Args:
+            seed: the same gives the same looks.
+        """
+        rng = np.random.default_rng(seed)
+        other = copy.copy(self)
+        other.identities = copy.deepcopy(self.identities)
+        trained = self.split(held_out=False)
+        looks = ('body', 'eyes', 'brows', 'hair')
+        for index in trained:
+            who = other.identities[index]
+            donor = self.identities[int(rng.choice([
+                i for i in trained if i != index
+                and (self.identities[i]['female'] > 0.5) == (who['female'] > 0.5)]))]
+            who['parts'] = [dict(row) for kind in PART_ORDER
+                            for row in (donor if kind in looks else who)['parts']
+                            if row['part'].split('/')[0] == kind]
+        return other
+
     def picture(self, index: int) -> np.ndarray:
         """Decode a picture: textures first, then backgrounds. uint8 [h, w, 4] or [h, w, 3]."""
         from PIL import Image
