@@ -34,16 +34,19 @@ TWIN_LEAST = 0.4
 PREFIX = 'clips'
 
 
-def encode(generator: Generator, shard: Shard, process: Process) -> None:
-    """Latents of the shard's frames with the trained autoencoder."""
-    generator.eval()
-
+def _encoder(generator: Generator, process: Process) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Frames uint8 [B, 4, H, W, 3] to latents [B, C, h, w]."""
     def run(frames: torch.Tensor) -> torch.Tensor:
         with torch.autocast(process.device.type, torch.bfloat16,
                             enabled=process.device.type == 'cuda'):
-            return generator.autoencoder.encode(as_input(frames)).float()
+            return generator.autoencoder.encode(as_input(frames.to(process.device))).float()
+    return run
 
-    shard.encode(run)
+
+def encode(generator: Generator, shard: Shard, process: Process) -> None:
+    """Latents of the shard's frames with the trained autoencoder."""
+    generator.eval()
+    shard.encode(_encoder(generator, process))
     generator.train()
 
 
@@ -74,14 +77,11 @@ def predict_twins(generator: Generator, shard: Shard, options: ShardOptions, peo
                         size=shard.config.autoencoder.picture_px,
                         device_index=process.device.index or 0)
     generator.eval()
-    cuda = process.device.type == 'cuda'
+    run = _encoder(generator, process)
     for index, play in enumerate(shard.performances[:round(share * len(shard.frames))]):
         frames, _ = renderer.render(play.identity, play.units, play.head, play.glasses, play.hat)
         groups = torch.from_numpy(frames).unflatten(0, (-1, FRAMES_PER_CHUNK))
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=cuda):
-            twin = torch.cat([
-                generator.autoencoder.encode(as_input(part.to(process.device))).float()
-                for part in groups.split(64)])
+        twin = torch.cat([run(part) for part in groups.split(64)])
         much = TWIN_LEAST + (1.0 - TWIN_LEAST) * float(torch.rand(()))
         own = shard.latents[index].float()
         shard.predicted[index] = (own + much * (twin - own)).half()
