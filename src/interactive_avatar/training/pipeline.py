@@ -150,13 +150,14 @@ def main(argv: list[str] | None = None) -> int:
             if options.decoder_only:
                 # The next stage needs these latents too: the clips are drawn once for both.
                 torch.save(shard.state(), args.state / f'latents{process.rank}.pt')
-            prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens,
-                              process.device)
-            predict_shard(Trainee(generator.audio, generator.denoiser), shard, prompts)
-            if options.twin_share > 0.0:
-                predict_twins(generator, shard, shard_options(args, process),
-                              args.assets / 'people.npz', process, options.twin_share)
-            say('latents encoded and predicted')
+            if options.predicted_share > 0.0:
+                prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens,
+                                  process.device)
+                predict_shard(Trainee(generator.audio, generator.denoiser), shard, prompts)
+                if options.twin_share > 0.0:
+                    predict_twins(generator, shard, shard_options(args, process),
+                                  args.assets / 'people.npz', process, options.twin_share)
+            say('latents ready')
         train_autoencoder(generator.autoencoder, shard, process, args.seconds, args.out, options)
         say('autoencoder trained')
         if not options.decoder_only:
