@@ -54,7 +54,6 @@ def test_twins_are_blended_into_the_first_clips_alone(monkeypatch: pytest.Monkey
     generator = Generator(toy.TINY)
     data = toy.shard(clips=4, chunks=10)
     side = toy.TINY.autoencoder.picture_px
-    data.frames = torch.zeros(4, 40, side, side, 3, dtype=torch.uint8)
     data.performances = [SimpleNamespace(identity=number, units=None, head=None, glasses=None,
                                          hat=None) for number in range(4)]
     seeds: list[object] = []
@@ -84,7 +83,7 @@ def test_twins_are_blended_into_the_first_clips_alone(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, 'interactive_avatar.training.render.renderer', renderer)
     monkeypatch.setattr(clips, 'People', Looks)
     people = tmp_path / 'people.npz'
-    predict_twins(generator, data, ShardOptions(first_seed=7), people, toy.ALONE, 0.5)
+    predict_twins(generator, data, ShardOptions(first_seed=7), people, toy.ALONE, 2)
     assert seeds == [people, 7, 8, 'closed']
     assert data.predicted is not None and data.latents is not None
     assert torch.equal(data.predicted[2:], data.latents[2:])

@@ -184,6 +184,9 @@ def test_predictions_are_streams_held_on_their_clips_in_order() -> None:
     predict_shard(model, data, prompts(), batch=2, lowest=0.9, highest=0.95)
     far = (data.predicted.float() - data.latents.float()).abs().mean((2, 3, 4))
     assert far[:, :20].mean() > 3.0 * near[:, :20].mean()
+    predict_shard(model, data, prompts(), first=2, batch=2)
+    moved = (data.predicted.float() - data.latents.float()).abs().amax((1, 2, 3, 4)) > 0.0
+    assert moved.tolist() == [False, False, True]
 
 
 def test_gradients_reach_what_writes_the_caches(rollout: Rollout) -> None:

@@ -52,8 +52,8 @@ def encode(generator: Generator, shard: Shard, process: Process) -> None:
 
 @torch.no_grad()
 def predict_twins(generator: Generator, shard: Shard, options: ShardOptions, people: Path,
-                  process: Process, share: float) -> None:
-    """Put blends with a twin's latents into `Shard.predicted` for a share of the clips.
+                  process: Process, count: int) -> None:
+    """Put blends with a twin's latents into `Shard.predicted` for the first ``count`` clips.
 
     A twin has the shape of the person and does the same, with the skin, eyes and hair of somebody
     else (`People.with_other_looks`). Where heads turn, a denoiser knows where everything is, and
@@ -62,12 +62,11 @@ def predict_twins(generator: Generator, shard: Shard, options: ShardOptions, peo
 
     Args:
         shard: rendered and encoded, with pictures. options: that it was rendered with.
-        share: of the clips, from the first on.
     """
     # The renderer's library is not needed by whoever only reads clips.
     from interactive_avatar.training.render.renderer import Renderer
 
-    assert shard.latents is not None and shard.frames is not None
+    assert shard.latents is not None
     if shard.predicted is None:
         shard.predicted = shard.latents.clone()
     population = People(people)
@@ -78,7 +77,7 @@ def predict_twins(generator: Generator, shard: Shard, options: ShardOptions, peo
                         device_index=process.device.index or 0)
     generator.eval()
     run = _encoder(generator, process)
-    for index, play in enumerate(shard.performances[:round(share * len(shard.frames))]):
+    for index, play in enumerate(shard.performances[:count]):
         frames, _ = renderer.render(play.identity, play.units, play.head, play.glasses, play.hat)
         groups = torch.from_numpy(frames).unflatten(0, (-1, FRAMES_PER_CHUNK))
         twin = torch.cat([run(part) for part in groups.split(64)])

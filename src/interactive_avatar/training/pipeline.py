@@ -153,10 +153,11 @@ def main(argv: list[str] | None = None) -> int:
             if options.predicted_share > 0.0:
                 prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens,
                                   process.device)
-                predict_shard(Trainee(generator.audio, generator.denoiser), shard, prompts)
-                if options.twin_share > 0.0:
+                twins = round(options.twin_share * len(shard.performances))
+                predict_shard(Trainee(generator.audio, generator.denoiser), shard, prompts, twins)
+                if twins:
                     predict_twins(generator, shard, shard_options(args, process),
-                                  args.assets / 'people.npz', process, options.twin_share)
+                                  args.assets / 'people.npz', process, twins)
             say('latents ready')
         train_autoencoder(generator.autoencoder, shard, process, args.seconds, args.out, options)
         say('autoencoder trained')

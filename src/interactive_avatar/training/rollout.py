@@ -489,9 +489,10 @@ class Rollout:
 
 
 @torch.no_grad()
-def predict_shard(model: Trainee, shard: Shard, prompts: Prompts, batch: int = 32,
+def predict_shard(model: Trainee, shard: Shard, prompts: Prompts, first: int = 0, batch: int = 32,
                   lowest: float = 0.8, highest: float = 0.99) -> None:
-    """Fill `Shard.predicted`: every latent as a stream makes it that is held on its clip.
+    """Fill `Shard.predicted` from clip ``first`` on, every latent as a stream makes it that is
+    held on its clip; the clips before keep the encoder's.
 
     Each chunk starts from the clip's latent under noise of a level between ``lowest`` and
     ``highest``, which tells where things are and no more; what the stream has made before is all
@@ -512,13 +513,14 @@ def predict_shard(model: Trainee, shard: Shard, prompts: Prompts, batch: int = 3
             tokens: Tensor = model.audio(mel)
         return tokens
 
-    for start in range(0, clips, batch):
-        # The last batch is filled up with clips from the start: shapes stay the same.
+    for start in range(first, clips, batch):
+        # The last batch is filled up, so that shapes stay the same; what fills it is not kept.
         clip = torch.arange(start, start + batch, device=device) % clips
+        own = min(batch, clips - start)
         rollout.follow(clip)
         for at in range(0, chunks - group + 1, group):
             segment, _ = rollout.advance(hear, (1.0,), batch, lowest, highest)
-            shard.predicted[clip, at:at + group] = segment.made.half()
+            shard.predicted[start:start + own, at:at + group] = segment.made[:own].half()
 
 
 def segment_window(segment: Segment, audio: Tensor, prompts: Prompts, targets: Tensor,
