@@ -7,9 +7,9 @@ clips, two chunks a step, and keep their own last frame from step to step, for t
 (of the model, where only the decoder is trained) and handed over with noise, so that what they say
 survives the errors of a denoiser.
 
-The picture error is weighted around mouth and eyes, whose blur costs most: a latent cell covers
-16×16 pixels of four frames, and a face is judged by a few of them. A small head reads the mouth's
-and eyes' units off the latent cells under them, so that the latent keeps what moves.
+The picture error is weighted around mouth, eyes and brows, whose blur costs most: a latent cell
+covers 16×16 pixels of four frames, and a face is judged by a few of them. A small head reads the
+mouth's and eyes' units off the latent cells under them, so that the latent keeps what moves.
 
 Where mouth and eyes were in the frame shown last and in the reference picture is known, so the two
 flows of the decoder are told there. Without it they settle for the middle of a chunk: the picture
@@ -41,6 +41,11 @@ FACE_POINTS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.34, 0.33, 0
 sums of these three, which a flat face keeps however it moves, turns or tilts."""
 STRENGTH_PX = 8
 """Side of the squares over which changes are averaged: smaller than a mouth."""
+WIDE_STRENGTH_PX = 64
+"""The same, for how much there is to be in all: of what is uncertain, the median of many small
+squares is less than their mean."""
+BROWS_ABOVE_EYES = 0.32
+"""How far brows lie above eyes, over the distance from the mouth to the eyes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class AutoencoderOptions:
     ``predicted_share`` is the part of streams whose latents are the denoiser's predictions, where
     there are some (`Shard.predicted`); of a ``twin_share`` of the clips they are blends with a
     twin's instead (`clips.predict_twins`). ``strength_weight`` is of how much pictures change
-    (`change_strength`): what moves is blurred, and blur moves too little within a chunk.
+    (`change_strength`): what moves is blurred, and blur moves too little within a chunk;
+    ``wide_strength_weight`` is of the same over large squares.
     ``texture_weight`` is of how much detail pictures have (`texture`): where latents leave open
     what a turned face looks like, blur has the least error, but the reference has its texture.
 
@@ -67,11 +73,13 @@ class AutoencoderOptions:
     peak_rate: float = 6e-4
     mouth_weight: float = 7.0
     eye_weight: float = 5.0
+    brow_weight: float = 3.0
     mouth_sigma_px: float = 20.0
     eye_sigma_px: float = 11.0
     gradient_weight: float = 1.0
     temporal_weight: float = 1.0
     strength_weight: float = 0.0
+    wide_strength_weight: float = 0.0
     texture_weight: float = 0.0
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
@@ -116,7 +124,11 @@ def face_weight(marks_px: Tensor, side_px: int, options: AutoencoderOptions) -> 
     mouth = bump(marks_px[:, :, 0], options.mouth_sigma_px)
     eyes = bump(marks_px[:, :, 1], options.eye_sigma_px) + bump(marks_px[:, :, 2],
                                                                options.eye_sigma_px)
-    weight = 1.0 + options.mouth_weight * mouth + options.eye_weight * eyes
+    up = BROWS_ABOVE_EYES * (marks_px[:, :, 1:].mean(2) - marks_px[:, :, 0])
+    brows = bump(marks_px[:, :, 1] + up, options.eye_sigma_px) + bump(marks_px[:, :, 2] + up,
+                                                                     options.eye_sigma_px)
+    weight = 1.0 + options.mouth_weight * mouth + options.eye_weight * eyes \
+        + options.brow_weight * brows
     return weight[:, :, None]
 
 
@@ -254,12 +266,15 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor
     earlier = torch.cat([first[:, None], error[:, :-1]], 1)
     change = ((error - earlier).abs() * weight).mean()
     loss = pixel + options.gradient_weight * gradient + options.temporal_weight * change
-    if options.strength_weight > 0.0:
-        # A stream's first frame follows none: there the true change stands for its own.
-        before = torch.where(going, made_before, made[:, 0] - (true[:, 0] - true_before))
-        lacking = (change_strength(made, before) - change_strength(true, true_before)).abs()
-        there = F.avg_pool2d(weight.flatten(0, 1), STRENGTH_PX).unflatten(0, weight.shape[:2])
-        loss = loss + options.strength_weight * (lacking * there).mean()
+    for asked, side in ((options.strength_weight, STRENGTH_PX),
+                        (options.wide_strength_weight, WIDE_STRENGTH_PX)):
+        if asked > 0.0:
+            # A stream's first frame follows none: there the true change stands for its own.
+            before = torch.where(going, made_before, made[:, 0] - (true[:, 0] - true_before))
+            lacking = (change_strength(made, before, side)
+                       - change_strength(true, true_before, side)).abs()
+            there = F.avg_pool2d(weight.flatten(0, 1), side).unflatten(0, weight.shape[:2])
+            loss = loss + asked * (lacking * there).mean()
     if options.texture_weight > 0.0:
         lacking = (texture(made.flatten(0, 1)) - texture(true.flatten(0, 1))).abs()
         there = F.avg_pool2d(weight.flatten(0, 1), STRENGTH_PX)
@@ -267,20 +282,21 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor
     return loss / total, error.abs().mean()
 
 
-def change_strength(frames: Tensor, before: Tensor) -> Tensor:
-    """Mean absolute change from frame to frame over squares of `STRENGTH_PX`.
+def change_strength(frames: Tensor, before: Tensor, side: int = STRENGTH_PX) -> Tensor:
+    """Mean absolute change from frame to frame over squares of ``side`` pixels.
 
     Where the way that something moves is uncertain, the frame with the least L1 error is blurred
     and hardly moves. This says how much is to move there, whatever the way.
 
     Args:
         frames: [B, n, 3, H, W]. before: the frame before the first, [B, 3, H, W].
+        side: of the squares; divides H and W.
 
     Returns:
-        [B, n, 1, H / STRENGTH_PX, W / STRENGTH_PX].
+        [B, n, 1, H / side, W / side].
     """
     change = (frames - torch.cat([before[:, None], frames[:, :-1]], 1)).abs().mean(2, keepdim=True)
-    return F.avg_pool2d(change.flatten(0, 1), STRENGTH_PX).unflatten(0, change.shape[:2])
+    return F.avg_pool2d(change.flatten(0, 1), side).unflatten(0, change.shape[:2])
 
 
 def texture(frames: Tensor) -> Tensor:

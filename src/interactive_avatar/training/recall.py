@@ -32,6 +32,7 @@ from torch import Tensor
 from interactive_avatar.generator.prompts import (
     ACTION_SLOTS,
     EXPRESSIONS,
+    GAZES,
     WorldState,
     action_prompt,
     after,
@@ -48,7 +49,8 @@ from interactive_avatar.training.rollout import SHARED, Rollout, Segment, part, 
 from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
-KEPT: Final = {'in_view': 0.15, 'leave': 0.1, 'return': 0.2, 'back': 0.15, 'unaided': 0.4}
+KEPT: Final = {'act': 0.1, 'in_view': 0.1, 'leave': 0.05, 'return': 0.2, 'back': 0.15,
+               'unaided': 0.4}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
 after an absence as they come out with silent prompts."""
 AFTER_ABSENCE: Final = ('return', 'back')
@@ -117,21 +119,29 @@ def compose_story(rng: np.random.Generator, options: RecallOptions, away: int) -
         kinds.append(kind)
         told.append(prompt_id(text(world)))
         # An object that is put on or taken off is named either way.
-        silent.append(prompt_id(text(world if slots else bare(world))))
+        silent.append(prompt_id(text(world if 'object' in slots else bare(world))))
         if action is not None:
             world = after(action, world, **slots)
+
+    def move() -> None:
+        action = str(rng.choice(('smile', 'nod', 'tilt_head', 'shake_head', 'look')))
+        slots = {'direction': str(rng.choice(GAZES[1:]))} if action == 'look' else {}
+        add('act', action, **slots)
 
     add('rest')
     if worn or removed:
         add('act', 'wear', object=name)
     else:
-        add('act', str(rng.choice(('smile', 'nod', 'tilt_head'))))
+        move()
     add('in_view')
     if removed:
         add('act', 'remove', object=name)
     else:
-        world = replace(world, listening=bool(rng.random() < 0.3))
-        add('in_view')
+        if rng.random() < 0.5:
+            move()
+        else:
+            world = replace(world, listening=bool(rng.random() < 0.3))
+            add('in_view')
     add('leave', 'step_out')
     for _ in range(away):
         add('away')
