@@ -15,6 +15,11 @@ With the chunks before in sight it is enough to go by those, and at the door the
 shoulder. So who comes back is also played once more from the same memories with silent prompts, as
 it will be when it matters, and what the generator then forgets stands in its short memory while
 the told pictures are asked of it (`Lesson.wanted`): there only the long memory can tell.
+
+A generator that has learnt this sees what is not there: shades of glasses, which it then takes for
+remembered ones. So it is also played as it has become, on stories in which nothing is worn and
+on clips, and the generator that it was (the tutor) says what comes next there
+(on-policy distillation, arXiv 2306.13649). Lessons are played anew several times (``rounds``).
 """
 
 from __future__ import annotations
@@ -49,10 +54,11 @@ from interactive_avatar.training.rollout import SHARED, Rollout, Segment, part, 
 from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
-KEPT: Final = {'act': 0.1, 'in_view': 0.1, 'leave': 0.05, 'return': 0.2, 'back': 0.15,
-               'unaided': 0.4}
+KEPT: Final = {'act': 0.05, 'in_view': 0.05, 'leave': 0.03, 'return': 0.12, 'back': 0.08,
+               'unaided': 0.3, 'bare': 0.17, 'usual': 0.2}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
-after an absence as they come out with silent prompts."""
+after an absence as they come out with silent prompts; ``bare``: of stories that have nothing to
+fall silent about, as the generator has become; ``usual``: of clips, the same."""
 AFTER_ABSENCE: Final = ('return', 'back')
 
 
@@ -60,9 +66,11 @@ AFTER_ABSENCE: Final = ('return', 'back')
 class RecallOptions:
     """Options of the stage; batch counts segments per process and part.
 
-    ``stories`` are played ``streams`` at a time by every process, before the first step.
+    ``stories`` are played ``streams`` at a time by every process, at the beginning of a round.
     ``worn_share`` of them put something on and keep it, ``removed_share`` put it on and take it
-    off again; the rest wear nothing. ``chunks``: of a segment, a multiple of the memory's group.
+    off again; the rest wear nothing. ``usual``: segments played of each of as many clips.
+    ``rounds``: how often all this is played anew. ``chunks``: of a segment, a multiple of the
+    memory's group.
     ``away``: segments out of view, from … to; they must outlast the short memory.
     """
 
@@ -70,7 +78,9 @@ class RecallOptions:
     streams: int = 16
     chunks: int = 10
     away: tuple[int, int] = (4, 5)
-    worn_share: float = 0.6
+    usual: int = 4
+    rounds: int = 3
+    worn_share: float = 0.5
     removed_share: float = 0.2
     speech_share: float = 0.5
     batch: int = 4
@@ -189,69 +199,129 @@ class Lesson:
 
     Attributes:
         segment: of one stream. audio: tokens of its chunks, [1, T, 12, width].
-        silent: int64, the prompt that names nothing worn.
-        wanted: latents that it is to make, [1, T, C, h, w].
+        prompt_ids: [1, P], what stands in for the segment's own.
+        wanted: latents that it is to make, [1, T, C, h, w]; None: what the tutor makes of it.
     """
 
     segment: Segment
     audio: Tensor
-    silent: int
-    wanted: Tensor
+    prompt_ids: Tensor
+    wanted: Tensor | None
+
+
+Lessons = dict[str, list[Lesson]]
+
+
+def _advance(rollout: Rollout, model: Trainee, levels: Sequence[float], seed: int
+             ) -> tuple[Segment, Tensor]:
+    # The same noise for all who play a story, so that they differ by what they know alone.
+    torch.manual_seed(seed)
+    segment, tokens = rollout.advance(model.audio, levels)
+    return segment, tokens.detach()
 
 
 @torch.no_grad()
-def play(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
-         rng: np.random.Generator, count: int) -> dict[str, list[Lesson]]:
-    """Play ``count`` stories side by side; the lessons of each kind of segment."""
+def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
+         rng: np.random.Generator, count: int) -> Lessons:
+    """Play ``count`` stories side by side; the lessons of each kind of segment.
+
+    Args:
+        tutor: plays them with prompts that name everything.
+        model: plays what has nothing to be named, and, from the tutor's memories on, who comes
+            back while the prompts are silent.
+    """
     away = int(rng.integers(options.away[0], options.away[1] + 1))
     stories = [compose_story(rng, options, away) for _ in range(count)]
     clips = story_shard(shard, stories, options)
     silent = torch.tensor([story.silent for story in stories], device=shard.device)
     quiet = copy.copy(clips)
     quiet.prompt_ids = silent.repeat_interleave(options.chunks, 1)
-    told, alone = (Rollout(model.denoiser, each, prompts, count, options.chunks, 0.0,
-                           captured=False) for each in (clips, quiet))
+    told, alone = (Rollout(each.denoiser, of, prompts, count, options.chunks, 0.0, captured=False)
+                   for each, of in ((tutor, clips), (model, quiet)))
     kinds = stories[0].kinds
     told.begin(len(kinds) * options.chunks)
-    lessons: dict[str, list[Lesson]] = {kind: [] for kind in KEPT}
+    alone.load_state_dict(told.state_dict())
+    levels = shard.config.sampler.levels
+    who = [stories[int(clip)] for clip in told.clip]
+    plain = torch.tensor([story.told == story.silent for story in who], device=shard.device)
+    lessons: Lessons = {kind: [] for kind in KEPT}
 
-    def advance(rollout: Rollout, seed: int) -> tuple[Segment, Tensor]:
-        # The same noise for both, so that they differ by what they know alone.
-        torch.manual_seed(seed)
-        return rollout.advance(model.audio, shard.config.sampler.levels)
+    def keep(kind: str, segment: Segment, tokens: Tensor, stream: int, prompt: int,
+             wanted: Tensor | None) -> None:
+        own = slice(stream, stream + 1)
+        lesson = part(segment, own)
+        lessons[kind].append(Lesson(lesson, tokens[own],
+                                    torch.full_like(lesson.prompt_ids, prompt),
+                                    None if wanted is None else wanted[own]))
 
     for index, of_first in enumerate(kinds):
         if of_first == AFTER_ABSENCE[0]:
-            alone.load_state_dict(told.state_dict())
+            ours, theirs = alone.state_dict(), told.state_dict()
+            alone.load_state_dict({
+                name: torch.where(plain.view(-1, *[1] * (own.dim() - 1)), own, theirs[name])
+                for name, own in ours.items()})
         seed = int(rng.integers(2 ** 31))
-        segment, tokens = advance(told, seed)
-        played = [(segment, 'told')]
-        if of_first in AFTER_ABSENCE:
-            played.append((advance(alone, seed)[0], 'unaided'))
-        for one, how in played:
-            for stream in range(count):
-                story = stories[int(one.clip[stream])]
-                kind, own = story.kinds[index], slice(stream, stream + 1)
-                if how == 'unaided':
-                    if story.told[index] == story.silent[index]:
-                        continue  # it was played just so
-                    kind = how
-                if kind in lessons:
-                    lessons[kind].append(Lesson(part(one, own), tokens[own].detach(),
-                                                story.silent[index], segment.made[own]))
+        named, tokens = _advance(told, tutor, levels, seed)
+        unnamed, _ = _advance(alone, model, levels, seed)
+        for stream, story in enumerate(who):
+            kind, prompt = story.kinds[index], story.silent[index]
+            if kind in KEPT:
+                keep(kind, named, tokens, stream, prompt, named.made)
+            if plain[stream]:
+                if kind in KEPT:
+                    keep('bare', unnamed, tokens, stream, prompt, None)
+            elif kind in AFTER_ABSENCE and story.told[index] != prompt:
+                keep('unaided', unnamed, tokens, stream, prompt, named.made)
     return lessons
 
 
-def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor, Tensor]:
-    """Lessons as one segment with their silent prompts, its audio tokens, and what is wanted."""
+@torch.no_grad()
+def play_clips(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
+               rng: np.random.Generator, count: int) -> list[Lesson]:
+    """Play ``count`` clips side by side as the generator has become; lessons of the segments in
+    which prompts name all that is worn."""
+    rollout = Rollout(model.denoiser, shard, prompts, count, options.chunks, 0.0, captured=False)
+    lessons = []
+    for _ in range(options.usual):
+        segment, tokens = _advance(rollout, model, shard.config.sampler.levels,
+                                   int(rng.integers(2 ** 31)))
+        for stream in range(count):
+            if segment.told[stream]:
+                own = slice(stream, stream + 1)
+                lesson = part(segment, own)
+                lessons.append(Lesson(lesson, tokens[own], lesson.prompt_ids, None))
+    return lessons
+
+
+def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor]:
+    """Lessons as one segment with the prompts to play it with now, and its audio tokens."""
     parts = [vars(lesson.segment) for lesson in lessons]
     joined = {name: value if name in SHARED else torch.cat([each[name] for each in parts])
               for name, value in parts[0].items()}
-    silent = torch.tensor([lesson.silent for lesson in lessons],
-                          device=joined['prompt_ids'].device)
-    joined['prompt_ids'] = silent[:, None].expand_as(joined['prompt_ids']).clone()
-    return (Segment(**joined), torch.cat([lesson.audio for lesson in lessons]),
-            torch.cat([lesson.wanted for lesson in lessons]))
+    joined['prompt_ids'] = torch.cat([lesson.prompt_ids for lesson in lessons])
+    return Segment(**joined), torch.cat([lesson.audio for lesson in lessons])
+
+
+def drawn(model: Trainee, segment: Segment, audio: Tensor, prompts: Prompts, commit_level: float
+          ) -> Tensor:
+    """What a generator makes of a segment's noise with its prompts, latents [B, T, C, h, w]."""
+    with torch.autocast(segment.made.device.type, torch.bfloat16):
+        window = segment_window(segment, audio, prompts, segment.noised, segment.level,
+                                commit_level)
+        velocity = model.denoiser.window(window)
+    return segment.noised - segment.level[..., None, None, None] * velocity.float()
+
+
+@torch.no_grad()
+def ask(tutor: Trainee, lessons: Sequence[Lesson], prompts: Prompts, batch: int,
+        commit_level: float) -> None:
+    """Let the tutor say what is wanted where nobody has yet."""
+    open_ones = [lesson for lesson in lessons if lesson.wanted is None]
+    for start in range(0, len(open_ones), batch):
+        some = open_ones[start:start + batch]
+        for lesson, wanted in zip(some, drawn(tutor, *collate(some), prompts, commit_level),
+                                  strict=True):
+            lesson.wanted = wanted[None]
 
 
 def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
@@ -280,37 +350,45 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
                           settle_steps=options.settle_steps, final=0.1)
     stage = Stage('recall', process, run, [shard.random])
     stage.samples(optimiser, sheet)
-    # A run resumed plays the same stories again, with the weights that it left.
-    torch.manual_seed(run.seed * 1009 + process.rank)
-    shard.random.manual_seed(run.seed * 1009 + process.rank)
-    rng = np.random.default_rng([run.seed, process.rank])
-    lessons: dict[str, list[Lesson]] = {kind: [] for kind in KEPT}
-    left = options.stories
-    while left > 0:
-        count = min(left, options.streams)
-        for kind, played in play(model, shard, prompts, options, rng, count).items():
-            lessons[kind] += played
-        left -= count
+    tutor = Trainee(copy.deepcopy(model.audio), copy.deepcopy(model.denoiser))
+    tutor.requires_grad_(False)
+    commit_level = shard.config.sampler.commit_level
     stage.keep(weights=optimiser)
+
+    def gather(number: int) -> Lessons:
+        torch.manual_seed((run.seed * 31 + number) * 1009 + process.rank)
+        shard.random.manual_seed((run.seed * 31 + number) * 1009 + process.rank)
+        rng = np.random.default_rng([run.seed, number, process.rank])
+        lessons: Lessons = {kind: [] for kind in KEPT}
+        left = options.stories
+        while left > 0:
+            count = min(left, options.streams)
+            for kind, played in play(tutor, model, shard, prompts, options, rng, count).items():
+                lessons[kind] += played
+            lessons['usual'] += play_clips(model, shard, prompts, options, rng, count)
+            left -= count
+        for each in lessons.values():
+            ask(tutor, each, prompts, options.batch, commit_level)
+        return lessons
+
     if device.type == 'cuda' and run.compiled:
         compile_layers('_window_layer', model.denoiser)
-    kinds = [kind for kind in KEPT if lessons[kind]]
-    shares = torch.tensor([KEPT[kind] for kind in kinds])
-    commit_level = shard.config.sampler.commit_level
+    number = -1
     for progress in stage.steps():
+        if int(progress * options.rounds) != number:
+            number = int(progress * options.rounds)
+            lessons = gather(number)
+            kinds = [kind for kind in KEPT if lessons[kind]]
+            shares = torch.tensor([KEPT[kind] for kind in kinds])
         for share in stage.parts():
-            drawn = [kinds[int(k)] for k in torch.multinomial(shares, options.batch, True)]
-            segment, audio, wanted = collate([
-                lessons[kind][int(torch.randint(len(lessons[kind]), ()))] for kind in drawn])
-            with torch.autocast(device.type, torch.bfloat16):
-                window = segment_window(segment, audio, prompts, segment.noised, segment.level,
-                                        commit_level)
-                velocity = model.denoiser.window(window)
-            x0 = segment.noised - segment.level[..., None, None, None] * velocity.float()
+            chosen = [kinds[int(k)] for k in torch.multinomial(shares, options.batch, True)]
+            some = [lessons[kind][int(torch.randint(len(lessons[kind]), ()))] for kind in chosen]
+            wanted = torch.cat([lesson.wanted for lesson in some if lesson.wanted is not None])
+            x0 = drawn(model, *collate(some), prompts, commit_level)
             error = (x0 - wanted).square().mean((1, 2, 3, 4))
             optimiser.backward(share * error.mean())
             values: dict[str, list[Tensor]] = {}
-            for kind, value in zip(drawn, error.detach(), strict=True):
+            for kind, value in zip(chosen, error.detach(), strict=True):
                 values.setdefault(kind, []).append(value)
             stage.log.add(stage.step, loss=error.detach().mean(), **{
                 kind: torch.stack(each).mean() for kind, each in values.items()})
