@@ -73,8 +73,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--fsdp', action='store_true',
                         help='split weights and optimiser over the processes (FSDP2)')
     parser.add_argument('--teacher', type=Path,
-                        help='weights of the teacher for distil: a file, or a folder with parts; '
-                             'teacher.safetensors of the state folder if not given')
+                        help='weights of the teacher for distil (teacher.safetensors of the state '
+                             'folder if not given), or of the tutor for recall (what it begins '
+                             'with if not given): a file, or a folder with parts')
     parser.add_argument('--audio-seconds', type=float, default=30.0,
                         help='wall time of the audio warm-up before the autoencoder; 0 for none')
     parser.add_argument('--assets', type=Path, default=Path('assets'),
@@ -232,8 +233,9 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
         optimiser = train_student(trainee, shard, prompts, process, run,
                                   options_from(args.config, StudentOptions()), sheet)
     elif args.stage == 'recall':
+        tutor = None if args.teacher is None else load_teacher(args.teacher, config, process)
         optimiser = train_recall(trainee, shard, prompts, process, run,
-                                 options_from(args.config, RecallOptions()), sheet)
+                                 options_from(args.config, RecallOptions()), sheet, tutor)
     else:
         distilling = options_from(args.config, DistilOptions())
         teacher = None

@@ -25,6 +25,7 @@ on clips, and the generator that it was (the tutor) says what comes next there
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,8 +70,8 @@ class RecallOptions:
     ``stories`` are played ``streams`` at a time by every process, at the beginning of a round.
     ``worn_share`` of them put something on and keep it, ``removed_share`` put it on and take it
     off again; the rest wear nothing. ``usual``: segments played of each of as many clips.
-    ``rounds``: how often all this is played anew. ``chunks``: of a segment, a multiple of the
-    memory's group.
+    ``rounds``: how often all this is played anew; lessons of the last ``remembered`` rounds are
+    learnt from. ``chunks``: of a segment, a multiple of the memory's group.
     ``away``: segments out of view, from … to; they must outlast the short memory.
     """
 
@@ -79,7 +80,8 @@ class RecallOptions:
     chunks: int = 10
     away: tuple[int, int] = (4, 5)
     usual: int = 4
-    rounds: int = 3
+    rounds: int = 8
+    remembered: int = 2
     worn_share: float = 0.5
     removed_share: float = 0.2
     speech_share: float = 0.5
@@ -326,11 +328,14 @@ def ask(tutor: Trainee, lessons: Sequence[Lesson], prompts: Prompts, batch: int,
 
 def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
                  options: RecallOptions | None = None,
-                 sheet: Callable[[Path], None] | None = None) -> Optimiser:
+                 sheet: Callable[[Path], None] | None = None,
+                 tutor: Trainee | None = None) -> Optimiser:
     """Train in place; raw weights stay in ``model``, their average in the result.
 
     Args:
         shard: encoded clips, of which references and speech are taken.
+        tutor: the generator that plays with prompts that name everything; ``model`` as it comes
+            if None.
 
     Raises:
         ValueError: if segments out of view would not outlast the short memory.
@@ -350,12 +355,13 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
                           settle_steps=options.settle_steps, final=0.1)
     stage = Stage('recall', process, run, [shard.random])
     stage.samples(optimiser, sheet)
-    tutor = Trainee(copy.deepcopy(model.audio), copy.deepcopy(model.denoiser))
-    tutor.requires_grad_(False)
+    if tutor is None:
+        tutor = Trainee(copy.deepcopy(model.audio), copy.deepcopy(model.denoiser))
+    tutor.requires_grad_(False).eval()
     commit_level = shard.config.sampler.commit_level
     stage.keep(weights=optimiser)
 
-    def gather(number: int) -> Lessons:
+    def gather(number: int, tutor: Trainee) -> Lessons:
         torch.manual_seed((run.seed * 31 + number) * 1009 + process.rank)
         shard.random.manual_seed((run.seed * 31 + number) * 1009 + process.rank)
         rng = np.random.default_rng([run.seed, number, process.rank])
@@ -373,11 +379,16 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
 
     if device.type == 'cuda' and run.compiled:
         compile_layers('_window_layer', model.denoiser)
-    number = -1
+    number, played = -1, deque[Lessons]()
     for progress in stage.steps():
         if int(progress * options.rounds) != number:
             number = int(progress * options.rounds)
-            lessons = gather(number)
+            lessons = {}  # or they are held while new ones are played
+            if len(played) == options.remembered:
+                played.popleft()
+            played.append(gather(number, tutor))
+            lessons = {kind: [lesson for each in played for lesson in each[kind]]
+                       for kind in KEPT}
             kinds = [kind for kind in KEPT if lessons[kind]]
             shares = torch.tensor([KEPT[kind] for kind in kinds])
         for share in stage.parts():
