@@ -17,9 +17,11 @@ from toy import TINY, shard
 from interactive_avatar.training.autoencoder import (
     FACE_POINTS,
     STRENGTH_PX,
+    WIDE_STRENGTH_PX,
     AutoencoderOptions,
     Streams,
     change_strength,
+    face_weight,
     flow_loss,
     picture_loss,
     texture,
@@ -124,6 +126,40 @@ def test_a_picture_that_moves_too_little_costs_strength_and_a_new_stream_does_no
     assert extra(true, True) > 0.01  # it shows a black frame before, and jumps
     lacking = change_strength(true, before)[:, 1:].mean() * 3 / 4
     assert extra(frozen, False) == pytest.approx(float(lacking), rel=1e-4)
+
+
+def test_change_that_is_elsewhere_costs_small_squares_and_not_the_wide_one() -> None:
+    side = WIDE_STRENGTH_PX
+    before, true = torch.zeros(1, 3, side, side), torch.zeros(1, 1, 3, side, side)
+    true[..., :STRENGTH_PX, :STRENGTH_PX] = 0.5
+    elsewhere = torch.roll(true, 2 * STRENGTH_PX, dims=-1)
+    weight = torch.ones(1, 1, 1, side, side)
+
+    def cost(made: torch.Tensor, **weights: float) -> float:
+        options = AutoencoderOptions(gradient_weight=0.0, temporal_weight=0.0, **weights)
+        plain = replace(options, strength_weight=0.0, wide_strength_weight=0.0)
+        going_on = torch.ones(1, dtype=torch.bool)
+        full, rest = (picture_loss(made, true, weight, before, before, going_on, each)[0]
+                      for each in (options, plain))
+        return float(full - rest)
+
+    assert cost(elsewhere, strength_weight=1.0) > 1e-3
+    assert cost(elsewhere, wide_strength_weight=1.0) == pytest.approx(0.0, abs=1e-7)
+    still = torch.zeros_like(true)
+    assert cost(still, wide_strength_weight=1.0) == pytest.approx(0.5 / 64, rel=1e-4)
+
+
+def test_brows_weigh_above_the_eyes_whichever_way_the_head_is_tilted() -> None:
+    options = AutoencoderOptions(mouth_weight=0.0, eye_weight=0.0, brow_weight=2.0,
+                                 eye_sigma_px=3.0)
+    upright = torch.tensor([[32.0, 50.0], [22.0, 25.0], [42.0, 25.0]])
+    for marks in (upright, upright.flip(-1)):
+        weight = face_weight(marks[None, None], 64, options)[0, 0, 0]
+        up = 0.32 * (marks[1:].mean(0) - marks[0])
+        x, y = (marks[1] + up).long().tolist()
+        assert weight[y, x] > 2.5
+        x, y = marks[0].long().tolist()
+        assert weight[y, x] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_a_sharp_picture_half_a_pixel_off_costs_less_texture_than_a_blurred_one() -> None:
