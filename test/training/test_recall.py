@@ -166,6 +166,12 @@ def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:
     assert (tmp_path / 'recall.png').is_file()
 
 
+@pytest.mark.parametrize('name', ['stories', 'rounds', 'remembered'])
+def test_options_that_would_play_nothing_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f'{name} is 0: give 1 or more'):
+        RecallOptions(**{name: 0})
+
+
 def test_an_absence_that_the_short_memory_outlasts_teaches_nothing(tmp_path: Path) -> None:
     prompts = synthetic_prompts(TINY, len(prompt_table()), CPU)
     with pytest.raises(ValueError, match='outlast the short memory'):

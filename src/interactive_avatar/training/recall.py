@@ -71,8 +71,12 @@ class RecallOptions:
     ``worn_share`` of them put something on and keep it, ``removed_share`` put it on and take it
     off again; the rest wear nothing. ``usual``: segments played of each of as many clips.
     ``rounds``: how often all this is played anew; lessons of the last ``remembered`` rounds are
-    learnt from. ``chunks``: of a segment, a multiple of the memory's group.
-    ``away``: segments out of view, from … to; they must outlast the short memory.
+    learnt from, and stay on the device (some 25 GB per 128 stories of the compact model).
+    ``chunks``: of a segment, a multiple of the memory's group. ``away``: segments out of view,
+    from … to; they must outlast the short memory.
+
+    Raises:
+        ValueError: on no stories, streams, rounds or remembered rounds.
     """
 
     stories: int = 64
@@ -90,6 +94,11 @@ class RecallOptions:
     weight_decay: float = 0.0
     average_decay: float = 0.98
     settle_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ('stories', 'streams', 'rounds', 'remembered'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} is {getattr(self, name)}: give 1 or more')
 
 
 @dataclass(frozen=True)
