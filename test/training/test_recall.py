@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from interactive_avatar.training.stage import Run
 from interactive_avatar.training.synthetic import synthetic_prompts
 
 OPTIONS = RecallOptions(stories=4, streams=2, away=(4, 4), batch=3, peak_rate=3e-3,
-                        settle_steps=1)
+                        settle_steps=1, usual=1, rounds=1)
 WORN = RecallOptions(worn_share=1.0, removed_share=0.0)
 REMOVED = RecallOptions(worn_share=0.0, removed_share=1.0)
 BARE = RecallOptions(worn_share=0.0, removed_share=0.0)
@@ -156,7 +157,7 @@ def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:
             losses.append(float(values['loss']))
 
     prompts = synthetic_prompts(TINY, len(prompt_table()), CPU)
-    options = RecallOptions(**vars(OPTIONS) | {'worn_share': 1.0, 'removed_share': 0.0})
+    options = replace(OPTIONS, worn_share=1.0, removed_share=0.0)
     model = trainee()
     audio = [p.clone() for p in model.audio.parameters()]
     train_recall(model, shard(), prompts, ALONE,
@@ -168,8 +169,9 @@ def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('name', ['stories', 'rounds', 'remembered'])
 def test_options_that_would_play_nothing_are_refused(name: str) -> None:
+    nothing: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f'{name} is 0: give 1 or more'):
-        RecallOptions(**{name: 0})
+        RecallOptions(**nothing)
 
 
 def test_an_absence_that_the_short_memory_outlasts_teaches_nothing(tmp_path: Path) -> None:
