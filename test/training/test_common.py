@@ -21,6 +21,7 @@ from interactive_avatar.training.common import (
 )
 from interactive_avatar.training.distil import DistilOptions
 from interactive_avatar.training.memory import MemoryOptions
+from interactive_avatar.training.recall import RecallOptions
 from interactive_avatar.training.teacher import TeacherOptions
 
 
@@ -63,7 +64,7 @@ def test_parts_of_a_longer_file_do_not_stay(tmp_path: Path) -> None:
 
 
 OPTIONS = {'autoencoder': AutoencoderOptions, 'teacher': TeacherOptions, 'memory': MemoryOptions,
-           'distil': DistilOptions}
+           'distil': DistilOptions, 'recall': RecallOptions}
 
 
 CONFIGS = Path(str(SOURCE_ROOT), 'config', 'training')
