@@ -266,11 +266,11 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor
     earlier = torch.cat([first[:, None], error[:, :-1]], 1)
     change = ((error - earlier).abs() * weight).mean()
     loss = pixel + options.gradient_weight * gradient + options.temporal_weight * change
+    # A stream's first frame follows none: there the true change stands for its own.
+    before = torch.where(going, made_before, made[:, 0] - (true[:, 0] - true_before))
     for asked, side in ((options.strength_weight, STRENGTH_PX),
                         (options.wide_strength_weight, WIDE_STRENGTH_PX)):
         if asked > 0.0:
-            # A stream's first frame follows none: there the true change stands for its own.
-            before = torch.where(going, made_before, made[:, 0] - (true[:, 0] - true_before))
             lacking = (change_strength(made, before, side)
                        - change_strength(true, true_before, side)).abs()
             there = F.avg_pool2d(weight.flatten(0, 1), side).unflatten(0, weight.shape[:2])
