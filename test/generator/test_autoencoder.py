@@ -11,7 +11,9 @@ from interactive_avatar.generator.autoencoder import (
     Sight,
     as_input,
     as_pixels,
+    widened,
 )
+from interactive_avatar.generator.config import AutoencoderConfig
 
 SIDE = TINY.autoencoder.picture_px
 
@@ -93,3 +95,57 @@ def test_a_clip_is_decoded_as_a_stream_would(model: Autoencoder) -> None:
     np.testing.assert_allclose(clip[:, 1], second.clamp(-1, 1), atol=1e-5)
     assert (clip[:, 1] - model.decode(latents[:, 1], Sight(
         still, reference, still, reference)).clamp(-1, 1)).abs().max() > 1e-3
+
+
+def wide(model: Autoencoder, upscale: int) -> Autoencoder:
+    made = Autoencoder(TINY.autoencoder.upscaled(upscale)).eval()
+    state = widened({f'a.{name}': value for name, value in model.state_dict().items()}, 'a.',
+                    upscale)
+    made.load_state_dict({name.removeprefix('a.'): value for name, value in state.items()})
+    return made
+
+
+def enlarged(picture: Tensor, upscale: int) -> Tensor:
+    return picture.repeat_interleave(upscale, -1).repeat_interleave(upscale, -2)
+
+
+@pytest.mark.parametrize('upscale', [2, 3])
+@torch.no_grad()
+def test_a_widened_decoder_draws_the_same_pictures_larger(model: Autoencoder, upscale: int
+                                                           ) -> None:
+    for layer in (model.decoder.wide_flow, model.decoder.shares, model.decoder.last_embedding):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    larger = wide(model, upscale)
+    a = TINY.autoencoder
+    latent, previous = torch.randn(2, 1, a.latent_channels, a.latent_px, a.latent_px)
+    last, reference = picture(1), picture(2)
+    small = Sight(previous, last, previous, reference)
+    big = Sight(previous, enlarged(last, upscale), previous, enlarged(reference, upscale))
+    for ours, theirs in zip(larger.decoder.candidates(latent, big),
+                            model.decoder.candidates(latent, small), strict=True):
+        if theirs.shape[-3] == 2:  # flows are smooth, whatever the size of the picture
+            theirs = torch.nn.functional.interpolate(
+                theirs.flatten(0, 2), scale_factor=float(upscale), mode='bilinear')
+            torch.testing.assert_close(ours.flatten(0, 2), theirs, atol=0.02, rtol=0)
+        else:
+            torch.testing.assert_close(ours, enlarged(theirs, upscale), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_encoder_sees_the_mean_of_larger_pictures(model: Autoencoder) -> None:
+    frames = torch.stack([picture(seed)[0] for seed in range(4)])[None]
+    fine = enlarged(frames, 2)
+    fine[..., ::2, :] += 0.1
+    fine[..., 1::2, :] -= 0.1
+    torch.testing.assert_close(wide(model, 2).encode(fine), model.encode(frames), atol=1e-4,
+                               rtol=1e-4)
+
+
+def test_sizes_that_do_not_fit_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match='pixel_shuffle is 4: with an upscale of 2 it is 8'):
+        AutoencoderConfig(picture_px=512, upscale=2)
+    with pytest.raises(ValueError, match='picture_px is 100 and upscale 1'):
+        AutoencoderConfig(picture_px=100)
+    wide = AutoencoderConfig().upscaled(2)
+    assert (wide.picture_px, wide.pixel_shuffle, wide.latent_px) == (512, 8, 16)
+    assert wide.upscaled(1) == AutoencoderConfig()

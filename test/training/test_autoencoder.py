@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import TINY, shard
 
+from interactive_avatar.generator.networks import Generator
+from interactive_avatar.training import pipeline
 from interactive_avatar.training.autoencoder import (
     FACE_POINTS,
     STRENGTH_PX,
@@ -128,6 +130,24 @@ def test_a_picture_that_moves_too_little_costs_strength_and_a_new_stream_does_no
     assert extra(frozen, False) == pytest.approx(float(lacking), rel=1e-4)
 
 
+def test_a_jump_between_chunks_costs_more_than_one_within() -> None:
+    before, true = torch.zeros(1, 3, 16, 16), torch.zeros(1, 8, 3, 16, 16)
+    weight = torch.ones(1, 8, 1, 16, 16)
+
+    def cost(frame: int, border_weight: float) -> float:
+        made = true.clone()
+        made[:, frame:] = 0.5  # it jumps there, and stays
+        plain, asked = (
+            picture_loss(made, true, weight, before, before, torch.ones(1, dtype=torch.bool),
+                         AutoencoderOptions(strength_weight=value, border_weight=border_weight))[0]
+            for value in (0.0, 1.0))
+        return float(asked - plain)
+
+    assert cost(4, 0.0) == pytest.approx(cost(5, 0.0)) == pytest.approx(cost(5, 2.0))
+    for border in (0, 4):
+        assert cost(border, 2.0) == pytest.approx(3.0 * cost(5, 2.0))
+
+
 def test_change_that_is_elsewhere_costs_small_squares_and_not_the_wide_one() -> None:
     side = WIDE_STRENGTH_PX
     before, true = torch.zeros(1, 3, side, side), torch.zeros(1, 1, 3, side, side)
@@ -208,3 +228,30 @@ def test_the_frame_before_is_the_one_that_was_shown() -> None:
             went_on += int((~streams.fresh).sum())
         shown = step.frames[:, -1]
     assert went_on > 20
+
+
+def test_larger_pictures_weigh_the_same_around_the_same_face() -> None:
+    options = AutoencoderOptions()
+    marks = torch.tensor([[[[60.0, 80.0], [45.0, 50.0], [76.0, 51.0]]]])
+    small = face_weight(marks, 128, options)
+    large = face_weight(2 * marks, 256, options, upscale=2)
+    pooled = torch.nn.functional.avg_pool2d(large[:, 0], 2)
+    torch.testing.assert_close(pooled, small[:, 0], atol=0.03, rtol=0.03)
+
+
+def test_texture_of_larger_pictures_is_looked_for_one_scale_finer() -> None:
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    enlarged = picture.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    small, large = texture(picture), texture(enlarged, upscale=2)
+    assert large.shape == (1, 18, 8, 8) and small.shape == (1, 12, 8, 8)
+    # Neighbours two pixels apart in the large one are neighbours in the small one.
+    torch.testing.assert_close(large[:, 6:12], small[:, :6])
+    assert large[:, :6].mean() < 0.6 * small[:, :6].mean()
+
+
+def test_stages_on_latents_refuse_a_decoder_of_larger_pictures(tmp_path: Path) -> None:
+    wide = replace(TINY, autoencoder=TINY.autoencoder.upscaled(2))
+    Generator(wide).save(tmp_path / 'generator.safetensors', quantise=False)
+    with pytest.raises(ValueError, match='decoder for pictures of 256 pixels'):
+        pipeline.main(['distil', '--weights', str(tmp_path), '--state', str(tmp_path / 'state'),
+                       '--out', str(tmp_path / 'out')])

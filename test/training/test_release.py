@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / 'generator'))
 from tiny import TINY
 
 from interactive_avatar.generator.config import GeneratorConfig
-from interactive_avatar.generator.model import ModelFiles
+from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.networks import Generator
 from interactive_avatar.training import release
 
@@ -68,3 +68,26 @@ def test_a_released_model_is_exported_again_with_other_levels(tmp_path: Path) ->
     for (name, a), b in zip(before.state_dict().items(), after.state_dict().values(),
                             strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_a_model_is_widened_and_keeps_its_size_from_then_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (tmp_path / 'state').mkdir()
+    Generator(TINY).save(tmp_path / 'state' / release.WEIGHTS, quantise=False)
+    wide, decoder = tmp_path / 'wide', tmp_path / 'decoder'
+    assert release.main(arguments('--weights', tmp_path / 'state', '--upscale', 2, '--out',
+                                  wide)) == 0
+    files = ModelFiles.open(wide)
+    side = 2 * TINY.autoencoder.picture_px
+    assert files.graphs['decode'].outputs['frames'].shape == (1, 4, side, side, 3)
+    assert files.graphs['encode_image'].outputs['latent'].shape[-1] == TINY.autoencoder.latent_px
+    # What a stage trained of it says itself how large its pictures are.
+    trained = Generator(files.config)
+    trained.load(wide / 'model.safetensors')
+    decoder.mkdir()
+    trained.save(decoder / release.WEIGHTS, quantise=False, prefixes=('autoencoder.decoder.',))
+    assert release.main(arguments('--weights', tmp_path / 'state', decoder, '--out',
+                                  tmp_path / 'both')) == 0
+    assert ModelFiles.open(tmp_path / 'both').config == files.config
+    with pytest.raises(ModelError, match='shapes'):
+        release.main(arguments('--weights', wide, '--upscale', 1, '--out', tmp_path / 'no'))

@@ -367,7 +367,8 @@ def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
     from interactive_avatar.evaluation.held_out import SHIPPED_SET, make_set
 
     if args.make_set:
-        make_set(args.make_set, args.people, args.speech, args.performances or 12, args.seconds)
+        make_set(args.make_set, args.people, args.speech, args.performances or 12, args.seconds,
+                 args.side)
     return lips.run(lips.Options(
         model=args.model, backend=args.backend, seed=args.seed,
         source=args.make_set or args.set or SHIPPED_SET, limit=args.performances,
@@ -578,6 +579,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--make-set', type=Path, metavar='FOLDER',
                       help='first compose and render a set (needs the training assets)')
     kind.add_argument('--seconds', type=float, default=16.0, help='of each, for --make-set')
+    kind.add_argument('--side', type=int, default=256, metavar='PX',
+                      help='of its pictures, for --make-set: 512 for compact512')
     kind.add_argument('--people', type=Path, default=Path('assets/people.npz'),
                       help='baked people, for --make-set')
     kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),

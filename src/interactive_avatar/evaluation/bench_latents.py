@@ -112,32 +112,40 @@ def run(options: Options) -> dict[str, Any]:
     """
     from interactive_avatar.generator.model import WEIGHTS_NAME, ModelFiles
     from interactive_avatar.generator.networks import Generator
+    from interactive_avatar.training.render.people import People
     from interactive_avatar.training.render.renderer import Renderer
     from interactive_avatar.training.speech.library import SpeechLibrary
 
-    found: dict[str, dict[str, dict[str, float]]] = {TRUTH: {}}
-    decoders = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    decoders: dict[int, dict[str, Autoencoder]] = {}
     for folder in options.models:
         generator = Generator(ModelFiles.open(folder).config)
         generator.load(folder / WEIGHTS_NAME)
-        decoders[str(folder)] = generator.autoencoder.eval()
-    library, renderer = SpeechLibrary.load(options.speech), Renderer(options.people)
+        side = generator.config.autoencoder.picture_px
+        decoders.setdefault(side, {})[str(folder)] = generator.autoencoder.eval()
+    library, people = SpeechLibrary.load(options.speech), People(options.people)
+    renderers = {side: Renderer(people, size=side) for side in decoders}
     with judges.MeshJudge() as mesh:
-        for play in held_out_plays(renderer.people.split(held_out=True), library,
-                                              options.performances, options.seconds):
+        for play in held_out_plays(people.split(held_out=True), library, options.performances,
+                                   options.seconds):
             person = f'person_{play.identity:03d}'
-            frames, _ = renderer.render(play.identity, play.units, play.head, play.glasses,
-                                        play.hat)
-            picture = renderer.reference_view(play.identity)
-            found[TRUTH][person] = figures(frames, frames, mesh.track(frames).lip_gap,
-                                           play.mouth_open)
-            for name, autoencoder in decoders.items():
-                made = decoded(autoencoder, frames, picture, options.noise)
-                row = figures(made, frames, mesh.track(made).lip_gap, play.mouth_open)
-                found.setdefault(name, {})[person] = row
-                print(f'{person}, {name}: error {row["l1_grey"]:.2f} grey levels, seams '
-                      f'{row["seams"]:.2f}, lips {row["lips"]:.2f}', file=sys.stderr, flush=True)
-    renderer.close()
+            for side, own in decoders.items():
+                frames, _ = renderers[side].render(play.identity, play.units, play.head,
+                                                   play.glasses, play.hat)
+                picture = renderers[side].reference_view(play.identity)
+                # Larger pictures have other seams and errors: each size has a truth of its own.
+                truth = f'{TRUTH}, {side}×{side}' if len(decoders) > 1 else TRUTH
+                found.setdefault(truth, {})[person] = figures(
+                    frames, frames, mesh.track(frames).lip_gap, play.mouth_open)
+                for name, autoencoder in own.items():
+                    made = decoded(autoencoder, frames, picture, options.noise)
+                    row = figures(made, frames, mesh.track(made).lip_gap, play.mouth_open)
+                    found.setdefault(name, {})[person] = row
+                    print(f'{person}, {name}: error {row["l1_grey"]:.2f} grey levels, seams '
+                          f'{row["seams"]:.2f}, lips {row["lips"]:.2f}', file=sys.stderr,
+                          flush=True)
+    for renderer in renderers.values():
+        renderer.close()
     means = {name: {key: float(np.mean([row[key] for row in rows.values()]))
                     for key in ('l1_grey', 'seams', 'lips')} for name, rows in found.items()}
     print(table(['model', 'error (grey levels)', 'seams', 'lips, correlation'],

@@ -208,7 +208,8 @@ def held_out_plays(people: Sequence[int], library: SpeechLibrary, count: int, se
                     'test') for attempt in itertools.count()) if _talks(play, library))
 
 
-def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: float) -> list[Path]:
+def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: float,
+             side_px: int = 256) -> list[Path]:
     """Compose, render and judge performances of the test split.
 
     Args:
@@ -217,6 +218,8 @@ def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: floa
         speech: packed speech library (``speech.npz``), with its sound and voices beside it.
         count: how many, each of another person.
         seconds: length of each.
+        side_px: of the pictures, those of the models that are to be measured: references and
+            what is found on the truth are of this size.
 
     Returns:
         The files.
@@ -230,7 +233,7 @@ def make_set(folder: Path, people: Path, speech: Path, count: int, seconds: floa
     from interactive_avatar.training.speech.library import SpeechLibrary
 
     library, aligner = SpeechLibrary.load(speech), Aligner()
-    renderer = Renderer(people)
+    renderer = Renderer(people, size=side_px)
     held_out = renderer.people.split(held_out=True)
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple, cast
 
 import torch
@@ -45,10 +46,11 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Frames [B, 4, 3, H, W] in [-1, 1] to a latent [B, C, H/16, W/16]."""
+    """Frames [B, 4, 3, H, W] in [-1, 1] to a latent [B, C, h, w], h = H / (16 · upscale)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        self.upscale = config.upscale
         w0, w1, w2 = config.encoder_widths
         self.stem = nn.Conv2d(3 * config.frames * 16, w0, 3, padding=1)
         self.stage1 = nn.Sequential(ResidualBlock(w0), ResidualBlock(w0))
@@ -59,7 +61,10 @@ class Encoder(nn.Module):
         self.out = nn.Conv2d(w2, config.latent_channels, 3, padding=1)
 
     def forward(self, frames: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(frames.flatten(1, 2), 4)
+        x = frames.flatten(1, 2)
+        if self.upscale > 1:
+            x = F.avg_pool2d(x, self.upscale)
+        x = F.pixel_unshuffle(x, 4)
         x = self.stage1(self.stem(x))
         x = self.stage2(self.down1(F.pixel_unshuffle(x, 2)))
         x = self.stage3(self.down2(F.pixel_unshuffle(x, 2)))
@@ -84,7 +89,7 @@ class Sight(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Latent [B, C, h, w] to frames [B, 4, 3, 16h, 16w], nominally in [-1, 1].
+    """Latent [B, C, h, w] to frames [B, 4, 3, H, W], H = 16 · upscale · h, nominally in [-1, 1].
 
     A latent of 32 numbers for 16×16 pixels of four frames says where things are, not what every
     hair looks like. So each frame is a blend, weighed per pixel, of three candidates: the frame
@@ -94,7 +99,7 @@ class Decoder(nn.Module):
     being drawn anew, and motion goes on across the borders of chunks.
     """
 
-    grid: Tensor
+    axis: Tensor
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -122,9 +127,19 @@ class Decoder(nn.Module):
         nn.init.constant_(cast(Tensor, self.shares.bias)[:self.frames * shuffle ** 2],
                           CARRIED_LOGIT_AT_FIRST)
         side = config.picture_px
-        axis = (torch.arange(side) + 0.5) * (2.0 / side) - 1.0
-        x, y = torch.meshgrid(axis, axis, indexing='xy')
-        self.register_buffer('grid', torch.stack([x, y]), persistent=False)
+        self.register_buffer('axis', (torch.arange(side) + 0.5) * (2.0 / side) - 1.0,
+                             persistent=False)
+
+    def sources(self, flow: Tensor) -> Tensor:
+        """Where flows [..., 2, H, W] lead from each pixel, [..., H, W, 2], x and y, both in half
+        pictures from the middle."""
+        # Axis by axis, because a whole grid would be megabytes of constants in every graph.
+        x, y = flow.unbind(-3)
+        at = torch.stack([x + self.axis, y + self.axis[:, None]], -1)
+        # What lies outside shows the edge; clamped here, because ONNX Runtime samples three times
+        # as fast with padding by zeros as by the border (`avatar bench generator`, stage decode).
+        edge = 1.0 - 1.0 / len(self.axis)
+        return at.clamp(-edge, edge)
 
     def candidates(self, latent: Tensor, sight: Sight) -> tuple[Tensor, Tensor, Tensor]:
         """Newly drawn frames [B, 4, 3, H, W]; flows [B, 2, 4, 2, H, W] in half pictures, of the
@@ -149,11 +164,8 @@ class Decoder(nn.Module):
 
     def moved(self, picture: Tensor, flow: Tensor) -> Tensor:
         """A picture [B, 3, H, W] seen along flows [B, 4, 2, H, W] -> [B, 4, 3, H, W]."""
-        # The frames' grids lie below each other, so that the picture need not be repeated.
-        # What lies outside shows the edge; clamped here, because ONNX Runtime samples three times
-        # as fast with padding by zeros as by the border (`avatar bench generator`, stage decode).
-        edge = 1.0 - 1.0 / picture.shape[-1]
-        at = (self.grid + flow).clamp(-edge, edge).permute(0, 1, 3, 4, 2).flatten(1, 2)
+        # The frames' sources lie below each other, so that the picture need not be repeated.
+        at = self.sources(flow).flatten(1, 2)
         seen = F.grid_sample(picture, at, mode='bilinear', padding_mode='zeros',
                              align_corners=False)
         return seen.unflatten(2, (self.frames, -1)).transpose(1, 2)
@@ -189,7 +201,7 @@ class Autoencoder(nn.Module):
         self.register_buffer('latent_std', torch.ones(config.latent_channels))
 
     def encode(self, frames: Tensor) -> Tensor:
-        """[B, 4, 3, H, W] in [-1, 1] -> normalised latent [B, C, H/16, W/16]."""
+        """[B, 4, 3, H, W] in [-1, 1] -> normalised latent [B, C, h, w]."""
         return self.normalised(self.encoder(frames))
 
     def normalised(self, latent: Tensor) -> Tensor:
@@ -197,7 +209,7 @@ class Autoencoder(nn.Module):
         return (latent - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def decode(self, latent: Tensor, sight: Sight) -> Tensor:
-        """Normalised latent [B, C, h, w] -> frames [B, 4, 3, 16h, 16w], nominally in [-1, 1]."""
+        """Normalised latent [B, C, h, w] -> frames [B, 4, 3, H, W], nominally in [-1, 1]."""
         frames: Tensor = self.decoder(latent, sight)
         return frames
 
@@ -218,3 +230,35 @@ class Autoencoder(nn.Module):
             made.append(self.decode(latent, sight).clamp(-1.0, 1.0))
             sight = sight._replace(previous=latent, last=made[-1][:, -1])
         return torch.stack(made, 1)
+
+
+SHUFFLED_LAYERS: Final = ('decoder.out', 'decoder.shares')
+"""Layers of an `Autoencoder` whose channels are shuffled into pixels."""
+
+
+def widened(state: dict[str, Tensor], prefix: str, upscale: int) -> dict[str, Tensor]:
+    """Weights of an autoencoder for pictures of ``upscale`` times the side: every new pixel begins
+    as the old one that it lies in. Latents, flows and shares stay, so what is carried over from
+    the reference picture is sharp at once; what is newly drawn is to be learnt.
+
+    Args:
+        state: weights by name.
+        prefix: what the names of the autoencoder's begin with.
+        upscale: 1 or more.
+    """
+    wide = dict(state)
+    embedding = f'{prefix}decoder.last_embedding.weight'
+    side = math.isqrt(state[embedding].shape[1] // 3)
+
+    def spread(weight: Tensor, axis: int) -> Tensor:
+        cells = weight.unflatten(axis, (-1, side, side))
+        for cell in (axis + 1, axis + 2):
+            cells = cells.repeat_interleave(upscale, cell)
+        return cells.flatten(axis, axis + 2).contiguous()
+
+    for layer in SHUFFLED_LAYERS:
+        for part in ('weight', 'bias'):
+            wide[f'{prefix}{layer}.{part}'] = spread(state[f'{prefix}{layer}.{part}'], 0)
+    # It sees the mean of the pixels that stand where one stood.
+    wide[embedding] = spread(state[embedding], 1) / upscale ** 2
+    return wide

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
@@ -16,11 +16,19 @@ from interactive_avatar.media.mel import MEL_BANDS
 class AutoencoderConfig:
     """Video autoencoder: 4 frames of ``picture_px``² become one latent of ``latent_px``².
 
-    ``last_share`` is the most that the frame before the chunk may give to a new pixel: what is
-    wrong in it fades at least that fast.
+    ``upscale`` is how much larger pictures are than what the encoder looks at: it averages them
+    first, so that decoders of several sizes share latents, and the denoiser that makes them.
+    ``pixel_shuffle`` follows from it: the decoder's last layers lie on a grid four times the
+    latent's. ``last_share`` is the most that the frame before the chunk may give to a new pixel:
+    what is wrong in it fades at least that fast.
+
+    Raises:
+        ValueError: if ``picture_px`` is no multiple of 16 · ``upscale``, or ``pixel_shuffle`` is
+            not 4 · ``upscale``.
     """
 
     picture_px: int = 256
+    upscale: int = 1
     latent_channels: int = 32
     encoder_widths: tuple[int, ...] = (64, 128, 256)
     decoder_widths: tuple[int, ...] = (256, 128, 96)
@@ -29,10 +37,23 @@ class AutoencoderConfig:
     last_share: float = 0.92
     frames: int = FRAMES_PER_CHUNK
 
+    def __post_init__(self) -> None:
+        if self.upscale < 1 or self.picture_px % (16 * self.upscale):
+            raise ValueError(f'picture_px is {self.picture_px} and upscale {self.upscale}: give '
+                             f'pictures of a multiple of 16 times the upscale, which is 1 or more')
+        if self.pixel_shuffle != 4 * self.upscale:
+            raise ValueError(f'pixel_shuffle is {self.pixel_shuffle}: with an upscale of '
+                             f'{self.upscale} it is {4 * self.upscale}')
+
     @property
     def latent_px(self) -> int:
-        """Side of the latent grid: the picture divided by 16."""
-        return self.picture_px // 16
+        """Side of the latent grid: what the encoder looks at, divided by 16."""
+        return self.picture_px // (16 * self.upscale)
+
+    def upscaled(self, upscale: int) -> AutoencoderConfig:
+        """The same latents for pictures of ``upscale`` times the encoder's side."""
+        return replace(self, picture_px=self.picture_px // self.upscale * upscale,
+                       upscale=upscale, pixel_shuffle=4 * upscale)
 
 
 @dataclass(frozen=True)

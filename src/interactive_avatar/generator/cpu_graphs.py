@@ -110,12 +110,10 @@ def _spread(x: Tensor, by: int) -> Tensor:
     return x.view(h, w, by, by, -1).permute(0, 2, 1, 3, 4).reshape(1, by * h, by * w, -1)
 
 
-def _planes(x: Tensor, outer: tuple[int, ...], order: tuple[int, ...], by: int) -> Tensor:
-    """Shuffle pixels of x [1, h, w, outer · by²] -> [outer in ``order``, by · h, by · w]."""
-    h, w = x.shape[1:3]
-    n = len(outer)
-    x = x.view(h, w, *outer, by, by).permute(*(2 + i for i in order), 0, 2 + n, 1, 3 + n)
-    return x.reshape(*(outer[i] for i in order), by * h, by * w)
+def _planes(x: Tensor) -> Tensor:
+    """Shuffle pixels of x [h, w, C, by, by] -> [C, by · h, by · w]."""
+    h, w, planes, by = x.shape[:4]
+    return x.permute(2, 0, 3, 1, 4).reshape(planes, by * h, by * w)
 
 
 class CpuDecode(nn.Module):
@@ -124,9 +122,6 @@ class CpuDecode(nn.Module):
     def __init__(self, g: Generator) -> None:
         super().__init__()
         self.autoencoder = g.autoencoder
-        self.register_buffer('grid', g.autoencoder.decoder.grid.permute(1, 2, 0)[None].clone())
-
-    grid: Tensor
 
     def forward(self, latent: Tensor, previous: Tensor, reference: Tensor, last: Tensor,
                 picture: Tensor) -> Tensor:
@@ -151,23 +146,31 @@ class CpuDecode(nn.Module):
         flow = F.interpolate(wide.permute(0, 3, 1, 2), scale_factor=2.0, mode='bilinear')
         flow = flow + 0.25 * convolve(x, d.fine_flow).permute(0, 3, 1, 2)
         flow = F.interpolate(FLOW_SCALE * flow, scale_factor=float(by), mode='bilinear')
-        flow = flow.view(2, frames, 2, side, side).permute(0, 1, 3, 4, 2)
-        edge = 1.0 - 1.0 / side
-        at = (flow + self.grid).clamp(-edge, edge).reshape(2, 1, frames * side, side, 2)
+        flow = flow.view(2, frames, 2, side, side)
         # Half a grey level lower: what the zero point of the last line puts back.
         half = 1.0 / 255.0
-        drawn = _planes(convolve(x, d.out, cast(Tensor, d.out.bias) - half), (frames, 3), (1, 0),
-                        by)
-        shares = torch.sigmoid(_planes(convolve(x, d.shares), (2, frames), (0, 1), by))
-        moved = [F.grid_sample(seen.permute(0, 3, 1, 2).float() / 127.5 - (1.0 + half), at[i],
-                               mode='bilinear', padding_mode='zeros', align_corners=False
-                               ).view(3, frames, side, side)
-                 for i, seen in enumerate((last, picture))]
-        old = moved[1] + d.last_share * shares[1] * (moved[0] - moved[1])
-        made = drawn + shares[0] * (old - drawn)
-        # Rounding, clipping and the type in one pass.
-        pixels: Tensor = _Pixels.apply(made)  # type: ignore[no-untyped-call]
-        return pixels.permute(1, 2, 3, 0)[None]
+        cells = convolve(x, d.out, cast(Tensor, d.out.bias) - half)
+        cells = cells.view(side // by, side // by, frames, 3, by, by)
+        shares = torch.sigmoid(convolve(x, d.shares)).view(side // by, side // by, 2, frames, by,
+                                                           by)
+        seen = [picture.permute(0, 3, 1, 2).float() / 127.5 - (1.0 + half)
+                for picture in (last, picture)]
+        pixels = []
+        # Frame by frame, because all four at once outgrow the processor's cache: half the time at
+        # 512×512.
+        for i in range(frames):
+            recent, old = (
+                F.grid_sample(source, d.sources(flow[None, which, i]), mode='bilinear',
+                              padding_mode='zeros', align_corners=False).view(3, side, side)
+                for which, source in enumerate(seen))
+            carried, fresh = (_planes(shares[:, :, which, i:i + 1]) for which in range(2))
+            old = old + d.last_share * fresh * (recent - old)
+            drawn = _planes(cells[:, :, i])
+            made = drawn + carried * (old - drawn)
+            # Rounding, clipping and the type in one pass.
+            made = _Pixels.apply(made)  # type: ignore[no-untyped-call]
+            pixels.append(made.permute(1, 2, 0))
+        return torch.stack(pixels)[None]
 
 
 class _Pixels(torch.autograd.Function):

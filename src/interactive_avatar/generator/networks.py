@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from interactive_avatar.generator.audio import AudioEncoder
-from interactive_avatar.generator.autoencoder import Autoencoder
+from interactive_avatar.generator.autoencoder import Autoencoder, widened
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.denoiser import Denoiser
 from interactive_avatar.generator.model import ModelError
@@ -34,6 +35,17 @@ def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (-1,) + (1,) * (weight.dim() - 1)
     scale = scale.view(shape)
     return torch.round(weight.float() / scale).to(torch.int8), scale
+
+
+def saved_config(path: Path) -> GeneratorConfig:
+    """The config that weights were saved with; the default one if the file names none.
+
+    Raises:
+        ValueError: if this version cannot read it.
+    """
+    with safe_open(str(path), 'pt') as stored:
+        text = (stored.metadata() or {}).get('config')
+    return GeneratorConfig() if text is None else GeneratorConfig.from_json(text)
 
 
 class Generator(nn.Module):
@@ -68,8 +80,8 @@ class Generator(nn.Module):
                 state[name] = value.to(torch.float16).contiguous()
         save_file(state, str(path), {'config': self.config.to_json()})
 
-    def load(self, path: Path, partial: bool = False,
-             misfits: bool = False) -> frozenset[str]:
+    def load(self, path: Path, partial: bool = False, misfits: bool = False,
+             widen: bool = False) -> frozenset[str]:
         """Read weights written by `save`; ``partial`` leaves those that the file lacks alone.
 
         Args:
@@ -77,6 +89,7 @@ class Generator(nn.Module):
             partial: whether weights may be missing.
             misfits: leave out weights of another shape than here, and unknown ones, as if the
                 file lacked them.
+            widen: take the weights of a decoder for smaller pictures (`autoencoder.widened`).
 
         Returns:
             names of the weights that the file lacks.
@@ -89,6 +102,10 @@ class Generator(nn.Module):
             matrix = name.removesuffix(SCALE_SUFFIX)
             state[matrix] = state[matrix].float() * state.pop(name)
         own = self.state_dict()
+        if widen and 'autoencoder.decoder.out.weight' in state:
+            factor = self.config.autoencoder.upscale / saved_config(path).autoencoder.upscale
+            if factor > 1.0 and factor.is_integer():
+                state = widened(state, 'autoencoder.', int(factor))
         if misfits:
             state = {name: value for name, value in state.items()
                      if name in own and own[name].shape == value.shape}

@@ -50,7 +50,8 @@ BROWS_ABOVE_EYES = 0.32
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
-    """Options of the stage; batch counts streams per GPU, chunks those of one step.
+    """Options of the stage; batch counts streams per GPU, chunks those of one step. Pixels are
+    those that the encoder looks at, of which a picture has `AutoencoderConfig.upscale` a side.
 
     ``decoder_only`` leaves the encoder and the statistics of its latents as they are, so that a
     denoiser trained on them stays valid. ``anchor_weight`` above 0 trains the encoder too, but
@@ -60,7 +61,9 @@ class AutoencoderOptions:
     there are some (`Shard.predicted`); of a ``twin_share`` of the clips they are blends with a
     twin's instead (`clips.predict_twins`). ``strength_weight`` is of how much pictures change
     (`change_strength`): what moves is blurred, and blur moves too little within a chunk;
-    ``wide_strength_weight`` is of the same over large squares.
+    ``wide_strength_weight`` is of the same over large squares, and ``border_weight`` adds to both
+    for the first frames of chunks, where what a denoiser makes of one latent and of the next
+    shows as a jump.
     ``texture_weight`` is of how much detail pictures have (`texture`): where latents leave open
     what a turned face looks like, blur has the least error, but the reference has its texture.
 
@@ -80,6 +83,7 @@ class AutoencoderOptions:
     temporal_weight: float = 1.0
     strength_weight: float = 0.0
     wide_strength_weight: float = 0.0
+    border_weight: float = 0.0
     texture_weight: float = 0.0
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
@@ -112,21 +116,22 @@ class AutoencoderOptions:
         return ('autoencoder.',) if self.goes_on else ('autoencoder.', 'audio.')
 
 
-def face_weight(marks_px: Tensor, side_px: int, options: AutoencoderOptions) -> Tensor:
+def face_weight(marks_px: Tensor, side_px: int, options: AutoencoderOptions,
+                upscale: int = 1) -> Tensor:
     """Weight of every pixel, [B, F, 1, H, W], from marks [B, F, 3, 2] (mouth, eyes; x, y)."""
     axis = torch.arange(side_px, device=marks_px.device, dtype=torch.float32) + 0.5
+    mouth_sigma, eye_sigma = (upscale * sigma for sigma in (options.mouth_sigma_px,
+                                                            options.eye_sigma_px))
 
     def bump(at: Tensor, sigma: float) -> Tensor:
         x = torch.exp(-(axis - at[..., :1]) ** 2 / (2 * sigma ** 2))
         y = torch.exp(-(axis - at[..., 1:]) ** 2 / (2 * sigma ** 2))
         return y[..., :, None] * x[..., None, :]
 
-    mouth = bump(marks_px[:, :, 0], options.mouth_sigma_px)
-    eyes = bump(marks_px[:, :, 1], options.eye_sigma_px) + bump(marks_px[:, :, 2],
-                                                               options.eye_sigma_px)
+    mouth = bump(marks_px[:, :, 0], mouth_sigma)
+    eyes = bump(marks_px[:, :, 1], eye_sigma) + bump(marks_px[:, :, 2], eye_sigma)
     up = BROWS_ABOVE_EYES * (marks_px[:, :, 1:].mean(2) - marks_px[:, :, 0])
-    brows = bump(marks_px[:, :, 1] + up, options.eye_sigma_px) + bump(marks_px[:, :, 2] + up,
-                                                                     options.eye_sigma_px)
+    brows = bump(marks_px[:, :, 1] + up, eye_sigma) + bump(marks_px[:, :, 2] + up, eye_sigma)
     weight = 1.0 + options.mouth_weight * mouth + options.eye_weight * eyes \
         + options.brow_weight * brows
     return weight[:, :, None]
@@ -240,14 +245,15 @@ class Streams:
 
 
 def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor,
-                 true_before: Tensor, going_on: Tensor,
-                 options: AutoencoderOptions) -> tuple[Tensor, Tensor]:
+                 true_before: Tensor, going_on: Tensor, options: AutoencoderOptions,
+                 upscale: int = 1) -> tuple[Tensor, Tensor]:
     """Weighted L1 of frames, their gradients at two scales, and their change over time.
 
     Args:
         made, true: [B, n, 3, H, W] in [-1, 1]. weight: [B, n, 1, H, W].
         made_before, true_before: the frame before the first, [B, 3, H, W].
         going_on: bool [B], whether the stream showed that frame.
+        upscale: pixels of these to one that the encoder looks at, per side.
 
     Returns:
         the loss and the plain L1, scalars.
@@ -270,14 +276,18 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor
     before = torch.where(going, made_before, made[:, 0] - (true[:, 0] - true_before))
     for asked, side in ((options.strength_weight, STRENGTH_PX),
                         (options.wide_strength_weight, WIDE_STRENGTH_PX)):
+        side *= upscale
         if asked > 0.0:
             lacking = (change_strength(made, before, side)
                        - change_strength(true, true_before, side)).abs()
             there = F.avg_pool2d(weight.flatten(0, 1), side).unflatten(0, weight.shape[:2])
-            loss = loss + asked * (lacking * there).mean()
+            each = (lacking * there).mean((0, 2, 3, 4))
+            loss = loss + asked * (each.mean() + options.border_weight
+                                   * each[::FRAMES_PER_CHUNK].sum() / len(each))
     if options.texture_weight > 0.0:
-        lacking = (texture(made.flatten(0, 1)) - texture(true.flatten(0, 1))).abs()
-        there = F.avg_pool2d(weight.flatten(0, 1), STRENGTH_PX)
+        lacking = (texture(made.flatten(0, 1), upscale)
+                   - texture(true.flatten(0, 1), upscale)).abs()
+        there = F.avg_pool2d(weight.flatten(0, 1), STRENGTH_PX * upscale)
         loss = loss + options.texture_weight * (lacking * there).mean()
     return loss / total, error.abs().mean()
 
@@ -299,8 +309,8 @@ def change_strength(frames: Tensor, before: Tensor, side: int = STRENGTH_PX) -> 
     return F.avg_pool2d(change.flatten(0, 1), side).unflatten(0, change.shape[:2])
 
 
-def texture(frames: Tensor) -> Tensor:
-    """How much neighbouring pixels differ, on average over squares of `STRENGTH_PX`.
+def texture(frames: Tensor, upscale: int = 1) -> Tensor:
+    """How much neighbouring pixels differ, on average over squares of `STRENGTH_PX` · upscale.
 
     It says how much detail is to be somewhere, not where each hair lies, so that a face that is
     sharp and lies half a pixel off is better than its blur.
@@ -309,14 +319,15 @@ def texture(frames: Tensor) -> Tensor:
         frames: [n, 3, H, W].
 
     Returns:
-        [n, 12, H / STRENGTH_PX, W / STRENGTH_PX]: colours × (across, down) × two scales.
+        [n, 6 k, h, w]: colours × (across, down) × k scales, from neighbours to those that are
+        2 · upscale apart.
     """
     found = []
-    for factor in (1, 2):
+    for factor in (2 ** power for power in range(upscale.bit_length() + 1)):
         small = F.avg_pool2d(frames, factor) if factor > 1 else frames
         across = F.pad((small[..., 1:] - small[..., :-1]).abs(), (0, 1))
         down = F.pad((small[..., 1:, :] - small[..., :-1, :]).abs(), (0, 0, 0, 1))
-        found.append(F.avg_pool2d(torch.cat([across, down], 1), STRENGTH_PX // factor))
+        found.append(F.avg_pool2d(torch.cat([across, down], 1), STRENGTH_PX * upscale // factor))
     return torch.cat(found, 1)
 
 
@@ -360,6 +371,7 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     loss_function = torch.compile(picture_loss) if compiled else picture_loss
     candidates_function = torch.compile(candidates_loss) if compiled else candidates_loss
     streams = Streams(shard, options, shard.config.autoencoder)
+    upscale = shard.config.autoencoder.upscale
     budget = Budget(process, seconds)
     step = 0
     while (progress := budget.progress()) < 1.0:
@@ -368,7 +380,7 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
         frames, marks, units, seen, last_marks, picture_marks, predicted, uses_predicted = \
             streams.next()
         before, true = frames[:, 0], frames[:, 1:]
-        weight = face_weight(marks, frames.shape[-1], options)
+        weight = face_weight(marks, frames.shape[-1], options, upscale)
         chunks = true.unflatten(1, (options.chunks, FRAMES_PER_CHUNK))
         still = streams.picture[:, None, None].expand(-1, 1, FRAMES_PER_CHUNK, -1, -1, -1)
         with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
@@ -395,8 +407,8 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
             made, drawn, carried, kept, flows = unroll(
                 model.decoder, noisy, Sight(previous, last, reference, streams.picture))
         picture, plain = loss_function(made, true, weight, streams.last, before, ~streams.fresh,
-                                       options)
-        each = candidates_function(drawn, carried, kept, true, weight)
+                                       options, upscale)
+        each = candidates_function(drawn, carried, kept, true, weight, upscale)
         astray = flow_loss(flows, marks, last_marks, picture_marks)
         loss = picture + options.candidates_weight * each + options.flow_weight * astray
         figures = {'loss': picture, 'l1': plain, 'candidates': each, 'flow': astray}
@@ -469,14 +481,14 @@ def _face_points(marks: Tensor) -> Tensor:
 
 
 def candidates_loss(drawn: Tensor, last: Tensor, reference: Tensor, true: Tensor,
-                    weight: Tensor) -> Tensor:
+                    weight: Tensor, upscale: int = 1) -> Tensor:
     """What keeps every candidate useful: L1 of the drawn pixels, and of the moved pictures
-    shrunk 4 and 16 times, which leads their flows home from afar."""
+    shrunk 4 and 16 times (from the encoder's size), which leads their flows home from afar."""
     loss = ((drawn - true).abs() * weight).mean() / weight.mean()
     for moved in (last, reference):
         error = (moved - true).flatten(0, 1)
         for factor in (4, 16):
-            loss = loss + 0.5 * F.avg_pool2d(error, factor).abs().mean()
+            loss = loss + 0.5 * F.avg_pool2d(error, factor * upscale).abs().mean()
     return loss
 
 

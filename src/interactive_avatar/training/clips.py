@@ -13,6 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ import torch
 from interactive_avatar.generator.autoencoder import as_input
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.model import WEIGHTS_NAME
-from interactive_avatar.generator.networks import Generator
+from interactive_avatar.generator.networks import Generator, saved_config
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Process
 from interactive_avatar.training.data import Shard, ShardOptions
@@ -200,9 +201,12 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     process = Process.join()
     weights = args.weights / WEIGHTS_NAME if args.weights.is_dir() else args.weights
-    config = GeneratorConfig()
+    # Latents are the same for decoders of all sizes, and pictures of the encoder's side are the
+    # quickest to draw.
+    config = saved_config(weights)
+    config = replace(config, autoencoder=config.autoencoder.upscaled(1))
     generator = Generator(config)
-    require_encoder(generator.load(weights, partial=True), weights)
+    require_encoder(generator.load(weights, partial=True, misfits=True), weights)
     generator.to(process.device)
     args.out.mkdir(parents=True, exist_ok=True)
     start, made = time.monotonic(), 0

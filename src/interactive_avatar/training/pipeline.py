@@ -23,7 +23,7 @@ import torch
 from interactive_avatar.generator.autoencoder import as_input, as_pixels
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.model import WEIGHTS_NAME
-from interactive_avatar.generator.networks import Generator
+from interactive_avatar.generator.networks import Generator, saved_config
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.audio import train_audio
 from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
@@ -91,6 +91,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
                              f'stage runs, instead of rendering first ({", ".join(STAGES)})')
     parser.add_argument('--clips', type=int, default=150, help='clips per process')
     parser.add_argument('--clip-seconds', type=int, default=40)
+    parser.add_argument('--first-seed', type=int, default=1000,
+                        help='of the clips that the stage renders: another gives other people')
     parser.add_argument('--render-seconds', type=float, default=150.0,
                         help='rendering ends after this long, with fewer clips')
     parser.add_argument('--done', type=float, default=0.0,
@@ -112,20 +114,29 @@ def main(argv: list[str] | None = None) -> int:
         if process.leads:
             print(f'[{time.monotonic() - start:6.1f} s] {text}', flush=True)
 
-    config = GeneratorConfig()
-    generator = Generator(config)
-    fresh: frozenset[str] = frozenset()
     for folder in (args.state, args.out):
         folder.mkdir(parents=True, exist_ok=True)
+    given = None
     if args.weights is not None:
+        given = weights_file(args.weights, WEIGHTS)
+    elif (args.state / WEIGHTS).is_file():
+        given = args.state / WEIGHTS
+    config = GeneratorConfig() if given is None else saved_config(given)
+    options = options_from(args.config, AutoencoderOptions()) if args.stage == 'autoencoder' \
+        else None
+    if config.autoencoder.upscale > 1 and not (options and options.decoder_only):
+        raise ValueError(f'{str(given)!r} has a decoder for pictures of '
+                         f'{config.autoencoder.picture_px} pixels, and its latents are those of '
+                         f'smaller ones: train the other stages with weights of an upscale of 1, '
+                         f'and of these the decoder alone (avatar train autoencoder --config '
+                         f'config/training/decoder.yaml)')
+    generator = Generator(config)
+    fresh = frozenset(generator.state_dict())
+    if given is not None:
         # A teacher brings no autoencoder and a released one may have another decoder, which
         # stages that work on latents need for nothing but sample sheets.
-        fresh = generator.load(weights_file(args.weights, WEIGHTS), partial=True,
-                               misfits=args.stage in STAGES)
-    elif (args.state / WEIGHTS).is_file():
-        generator.load(args.state / WEIGHTS)
-    else:
-        fresh = frozenset(generator.state_dict())
+        fresh = generator.load(given, partial=args.weights is not None,
+                               misfits=args.weights is not None and args.stage in STAGES)
     folder = None
     if args.shards is not None and args.stage in STAGES:
         folder = ClipFolder(args.shards, process, config, say)
@@ -141,11 +152,10 @@ def main(argv: list[str] | None = None) -> int:
         train_stage(args, config, generator, shard, process, say, fresh, folder)
         process.leave()
         return 0
-    if args.stage == 'autoencoder':
+    if options is not None:
         if args.audio_seconds > 0:
             train_audio(generator.audio, shard, process, args.audio_seconds, args.out)
             say('audio encoder trained')
-        options = options_from(args.config, AutoencoderOptions())
         if options.goes_on:
             encode(generator, shard, process)
             if options.decoder_only:
@@ -173,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         generator.save(args.state / WEIGHTS, quantise=False)
         # Only what the stage trained travels: the autoencoder stays as its own stage left it.
         trained: tuple[str, ...] = ('audio.', 'denoiser.')
-        if args.stage == 'autoencoder':
+        if options is not None:
             trained = options.trained
         generator.save(args.out / WEIGHTS, quantise=False, prefixes=trained)
         save_parts(args.out / WEIGHTS, args.out)
@@ -273,7 +283,7 @@ def shard_options(args: argparse.Namespace, process: Process) -> ShardOptions:
     """What this process renders."""
     return ShardOptions(clips=args.clips, seconds=args.clip_seconds,
                         render_seconds=args.render_seconds,
-                        first_seed=1000 + process.rank * 100_000)
+                        first_seed=args.first_seed + process.rank * 100_000)
 
 
 def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,

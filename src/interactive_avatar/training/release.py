@@ -11,7 +11,7 @@ from pathlib import Path
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.export import export
 from interactive_avatar.generator.model import CONFIG_NAME, IDENTITIES_NAME
-from interactive_avatar.generator.networks import Generator
+from interactive_avatar.generator.networks import Generator, saved_config
 from interactive_avatar.generator.sampler import levels_of
 from interactive_avatar.media.picture import write_image
 from interactive_avatar.training.pipeline import WEIGHTS, weights_file
@@ -25,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--levels', default='', metavar='L,L',
                         help="noise levels of the model's sampler, as 1,0.5, one for each step; "
                              "left out, a released model's own, else 1,0.5")
+    parser.add_argument('--upscale', type=int, default=0, metavar='N',
+                        help="pictures of N times the encoder's side (256 pixels); a decoder for "
+                             'smaller ones is widened, to be trained on. Left out, as the last '
+                             'of the weights has it')
     parser.add_argument('--out', type=Path, default=Path('models/compact'))
     parser.add_argument('--people', type=Path, default=Path('assets/people.npz'),
                         help='baked people, for the reference pictures')
@@ -38,16 +42,19 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if some part of the model has no weights, or an identity is no NAME=NUMBER.
     """
+    files = [weights_file(folder, WEIGHTS) for folder in args.weights]
     config, levels = GeneratorConfig(), levels_of(args.levels)
     for folder in args.weights:
         if (folder / CONFIG_NAME).is_file():
             config = GeneratorConfig.from_json((folder / CONFIG_NAME).read_text())
+    upscale = args.upscale or saved_config(files[-1]).autoencoder.upscale
+    config = replace(config, autoencoder=config.autoencoder.upscaled(upscale))
     if levels:
         config = replace(config, sampler=replace(config.sampler, levels=levels))
     generator = Generator(config)
     fresh = frozenset(generator.state_dict())
-    for folder in args.weights:
-        fresh &= generator.load(weights_file(folder, WEIGHTS), partial=True)
+    for file in files:
+        fresh &= generator.load(file, partial=True, widen=True)
     if fresh:
         raise ValueError(
             f'{len(fresh)} weights are in none of {", ".join(map(str, args.weights))}, such as '
@@ -60,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
                             dirs_exist_ok=True)
     if args.identity:
         from interactive_avatar.training.render.renderer import Renderer
-        renderer = Renderer(args.people)
+        renderer = Renderer(args.people, size=config.autoencoder.picture_px)
         folder = args.out / IDENTITIES_NAME
         folder.mkdir(exist_ok=True)
         for item in args.identity:
