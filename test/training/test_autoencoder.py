@@ -130,6 +130,28 @@ def test_a_picture_that_moves_too_little_costs_strength_and_a_new_stream_does_no
     assert extra(frozen, False) == pytest.approx(float(lacking), rel=1e-4)
 
 
+def test_tints_that_take_turns_are_no_change_and_cost_chroma_and_flicker() -> None:
+    torch.manual_seed(0)
+    before, true = torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 3, 16, 16)
+    weight = torch.ones(1, 4, 1, 16, 16)
+    tinted = true.clone()
+    tinted[:, ::2] = torch.tensor([0.114, 0.0, -0.299])[:, None, None]  # bluish, of the same luma
+    assert change_strength(tinted, before).abs().max() < 1e-6
+
+    def extra(made: torch.Tensor, **asked: float) -> float:
+        plain, more = (picture_loss(made, true, weight, before, before,
+                                    torch.ones(1, dtype=torch.bool), each)[0]
+                       for each in (AutoencoderOptions(), AutoencoderOptions(**asked)))
+        return float(more - plain)
+
+    assert extra(tinted, chroma_weight=1.0) == pytest.approx((0.114 + 0.299) / 3 / 2, rel=1e-3)
+    assert extra(tinted, flicker_weight=1.0) == pytest.approx((0.114 + 0.299) / 3 * 2, rel=1e-3)
+    grey = (true + 0.1).clone()
+    assert extra(grey, chroma_weight=1.0) == pytest.approx(0.0, abs=1e-6)
+    ramp = true + torch.arange(1.0, 5.0)[:, None, None, None] * 0.1  # moves on, evenly
+    assert extra(ramp, flicker_weight=1.0) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_a_jump_between_chunks_costs_more_than_one_within() -> None:
     before, true = torch.zeros(1, 3, 16, 16), torch.zeros(1, 8, 3, 16, 16)
     weight = torch.ones(1, 8, 1, 16, 16)

@@ -63,7 +63,10 @@ class AutoencoderOptions:
     (`change_strength`): what moves is blurred, and blur moves too little within a chunk;
     ``wide_strength_weight`` is of the same over large squares, and ``border_weight`` adds to both
     for the first frames of chunks, where what a denoiser makes of one latent and of the next
-    shows as a jump.
+    shows as a jump. Asked for change, a decoder makes some where it costs little: it tints the
+    frames of a chunk in turns. ``chroma_weight`` is of the error of colours beside that of their
+    luma, and ``flicker_weight`` of what goes back and forth more than it does in the truth
+    (`flicker`).
     ``texture_weight`` is of how much detail pictures have (`texture`): where latents leave open
     what a turned face looks like, blur has the least error, but the reference has its texture.
 
@@ -84,6 +87,8 @@ class AutoencoderOptions:
     strength_weight: float = 0.0
     wide_strength_weight: float = 0.0
     border_weight: float = 0.0
+    chroma_weight: float = 0.0
+    flicker_weight: float = 0.0
     texture_weight: float = 0.0
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
@@ -284,6 +289,13 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor
             each = (lacking * there).mean((0, 2, 3, 4))
             loss = loss + asked * (each.mean() + options.border_weight
                                    * each[::FRAMES_PER_CHUNK].sum() / len(each))
+    if options.chroma_weight > 0.0:
+        loss = loss + options.chroma_weight * ((error - luma(error)).abs() * weight).mean()
+    if options.flicker_weight > 0.0:
+        side = STRENGTH_PX * upscale
+        excess = (flicker(made, before, side) - flicker(true, true_before, side)).relu()
+        there = F.avg_pool2d(weight[:, 1:].flatten(0, 1), side).unflatten(0, excess.shape[:2])
+        loss = loss + options.flicker_weight * (excess * there).mean()
     if options.texture_weight > 0.0:
         lacking = (texture(made.flatten(0, 1), upscale)
                    - texture(true.flatten(0, 1), upscale)).abs()
@@ -292,8 +304,16 @@ def picture_loss(made: Tensor, true: Tensor, weight: Tensor, made_before: Tensor
     return loss / total, error.abs().mean()
 
 
+def luma(frames: Tensor) -> Tensor:
+    """Brightness with the weights of ITU-R BT.601, [..., 3, H, W] -> [..., 1, H, W]."""
+    red, green, blue = frames.split(1, -3)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
 def change_strength(frames: Tensor, before: Tensor, side: int = STRENGTH_PX) -> Tensor:
-    """Mean absolute change from frame to frame over squares of ``side`` pixels.
+    """Mean absolute change of luma from frame to frame over squares of ``side`` pixels.
+
+    Of luma alone: of colours it is answered by tints that take turns.
 
     Where the way that something moves is uncertain, the frame with the least L1 error is blurred
     and hardly moves. This says how much is to move there, whatever the way.
@@ -305,8 +325,23 @@ def change_strength(frames: Tensor, before: Tensor, side: int = STRENGTH_PX) -> 
     Returns:
         [B, n, 1, H / side, W / side].
     """
-    change = (frames - torch.cat([before[:, None], frames[:, :-1]], 1)).abs().mean(2, keepdim=True)
+    shown = torch.cat([luma(before)[:, None], luma(frames)], 1)
+    change = (shown[:, 1:] - shown[:, :-1]).abs()
     return F.avg_pool2d(change.flatten(0, 1), side).unflatten(0, change.shape[:2])
+
+
+def flicker(frames: Tensor, before: Tensor, side: int = STRENGTH_PX) -> Tensor:
+    """Mean absolute second difference over time, of all colours, over squares of ``side`` pixels:
+    what goes back and forth has much of it, what moves on has little.
+
+    Args: as of `change_strength`.
+
+    Returns:
+        [B, n - 1, 1, H / side, W / side], of each frame from the second on.
+    """
+    shown = torch.cat([before[:, None], frames], 1)
+    turn = (shown[:, 2:] - 2.0 * shown[:, 1:-1] + shown[:, :-2]).abs().mean(2, keepdim=True)
+    return F.avg_pool2d(turn.flatten(0, 1), side).unflatten(0, turn.shape[:2])
 
 
 def texture(frames: Tensor, upscale: int = 1) -> Tensor:
