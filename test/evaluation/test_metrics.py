@@ -98,6 +98,15 @@ def test_frame_change_and_seam_ratio_by_hand() -> None:
         metrics.seam_ratio(grey(1, 2))
 
 
+def test_luma_is_blind_to_tints() -> None:
+    frames = np.full((3, 8, 8, 3), 120, np.uint8)
+    frames[1] += np.array([10, 0, 0], np.uint8)
+    frames[2] += np.array([0, 5, 0], np.uint8)  # about as bright
+    assert metrics.luma_change(frames) == pytest.approx([2.99, abs(2.935 - 2.99)], abs=1e-3)
+    assert metrics.frame_change(frames) == pytest.approx([10 / 3, 5.0])
+
+
+
 def test_sharpness_by_hand() -> None:
     assert metrics.sharpness(grey(10, 200)) == pytest.approx([0.0, 0.0])
     dot = grey(0, size=5)

@@ -245,6 +245,23 @@ def frame_change(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
                      for earlier, later in itertools.pairwise(pictures)])
 
 
+def luma_change(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """`frame_change` of brightness alone, blind to tints that come and go.
+
+    Args:
+        frames: uint8 [n, H, W, 3], n at least 2.
+
+    Returns:
+        float64 [n - 1].
+
+    Raises:
+        ValueError: on another shape or a single frame.
+    """
+    pictures = _pictures(frames, at_least=2)
+    return np.array([np.abs(luma(later) - luma(earlier)).mean()
+                     for earlier, later in itertools.pairwise(pictures)], np.float64)
+
+
 def seam_ratio(frames: NDArray[np.uint8], frames_per_chunk: int = FRAMES_PER_CHUNK) -> float:
     """Change across chunk borders relative to the change inside chunks; 1 is seamless.
 

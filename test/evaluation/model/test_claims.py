@@ -37,7 +37,8 @@ def seen(index: int, lag: int = 0, away: float = 0.0) -> Seen:
     identity_rows[:, 0] = away
     change = np.where(np.arange(1, item.frames) % 4 == 0, 3.0, 2.0)
     return Seen(np.roll(item.mouth_open, lag).astype(np.float64) * 0.3, identity_rows,
-                np.zeros(128), item.true_look, change, np.zeros((3, 32, 32, 3), np.uint8))
+                np.zeros(128), item.true_look, change,
+                np.where(change == 3.0, 2.8, 2.0), np.zeros((3, 32, 32, 3), np.uint8))
 
 
 def by_claim(result: Any) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def test_seams_by_hand() -> None:
     result = seams.measure(ITEMS, [seen(i) for i in range(4)])
     assert result.rows[0].figure.value == pytest.approx(1.5)
     assert result.rows[0].met is False
+    assert result.rows[1].figure.value == pytest.approx(1.4)
     assert result.detail['grey_levels_by_place'] == [2.0, 2.0, 2.0, 3.0]
 
 

@@ -8,7 +8,7 @@ cut off goes on, and a second claim costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +39,7 @@ class Seen:
         identity: float64 [m, 128] every `IDENTITY_EVERY_FRAMES` frames, NaN without a face.
         reference: float64 [128] of the reference picture.
         look: float32 [k, d], `frechet.features` every `LOOK_EVERY_FRAMES` frames.
-        change: float64 [n - 1], `metrics.frame_change`.
+        change: float64 [n - 1], `metrics.frame_change`; luma_change: `metrics.luma_change`.
         strip: uint8 [s, H, W, 3], a few of the frames.
     """
 
@@ -48,6 +48,7 @@ class Seen:
     reference: NDArray[np.float64]
     look: NDArray[np.float32]
     change: NDArray[np.float64]
+    luma_change: NDArray[np.float64]
     strip: NDArray[np.uint8]
 
 
@@ -57,7 +58,8 @@ def look_at(item: HeldOut, frames: NDArray[np.uint8], mesh: judges.MeshJudge,
     return Seen(mesh.track(frames).lip_gap, identity.embed_all(frames[::IDENTITY_EVERY_FRAMES]),
                 identity.embed(item.reference),
                 np.array([frechet.features(frame) for frame in frames[::LOOK_EVERY_FRAMES]]),
-                metrics.frame_change(frames), frames[::STRIP_EVERY_FRAMES])
+                metrics.frame_change(frames), metrics.luma_change(frames),
+                frames[::STRIP_EVERY_FRAMES])
 
 
 def play_all(items: Sequence[HeldOut], player: Player, folder: Path,
@@ -75,11 +77,13 @@ def play_all(items: Sequence[HeldOut], player: Player, folder: Path,
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = []
+    wanted = {field.name for field in fields(Seen)}
     mesh: judges.MeshJudge | None = None
     identity: judges.IdentityJudge | None = None
     for item in items:
         path = folder / f'{item.file_name}_{player.key}.npz'
-        if not path.exists():
+        # What an earlier version found may lack what is asked for now.
+        if not path.exists() or set(np.load(path).files) != wanted:
             mesh, identity = mesh or judges.MeshJudge(), identity or judges.IdentityJudge()
             frames = generate(item, player)
             with VideoWriter(video_of(item, player, folder), frames.shape[2],
