@@ -48,9 +48,9 @@ BATCH_SIZES: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192,
 """Batches that graphs are recorded for; a batch in between is filled up with a spare row."""
 
 WARM_UP_RUNS: Final = 2
-FLOAT32_BUFFERS: Final = ('latent_mean', 'latent_std', 'grid', 'chunk_cos', 'chunk_sin',
+FLOAT32_BUFFERS: Final = ('latent_mean', 'latent_std', 'axis', 'chunk_cos', 'chunk_sin',
                           'entry_cos', 'entry_sin', 'cache_cos', 'cache_sin')
-"""Tables that lose too much in half precision: positions and the sampling grid."""
+"""Tables that lose too much in half precision: positions and the axis of the sampling grid."""
 
 
 class TorchText:
