@@ -124,17 +124,18 @@ def run(options: Options) -> dict[str, Any]:
         side = generator.config.autoencoder.picture_px
         decoders.setdefault(side, {})[str(folder)] = generator.autoencoder.eval()
     library, people = SpeechLibrary.load(options.speech), People(options.people)
-    renderers = {side: Renderer(people, size=side) for side in decoders}
     with judges.MeshJudge() as mesh:
-        for play in held_out_plays(people.split(held_out=True), library, options.performances,
-                                   options.seconds):
-            person = f'person_{play.identity:03d}'
-            for side, own in decoders.items():
-                frames, _ = renderers[side].render(play.identity, play.units, play.head,
-                                                   play.glasses, play.hat)
-                picture = renderers[side].reference_view(play.identity)
-                # Larger pictures have other seams and errors: each size has a truth of its own.
-                truth = f'{TRUTH}, {side}×{side}' if len(decoders) > 1 else TRUTH
+        # One size after the other: renderers side by side draw into each other's context.
+        for side, own in decoders.items():
+            renderer = Renderer(people, size=side)
+            # Larger pictures have other seams and errors: each size has a truth of its own.
+            truth = f'{TRUTH}, {side}×{side}' if len(decoders) > 1 else TRUTH
+            for play in held_out_plays(people.split(held_out=True), library,
+                                       options.performances, options.seconds):
+                person = f'person_{play.identity:03d}'
+                frames, _ = renderer.render(play.identity, play.units, play.head, play.glasses,
+                                            play.hat)
+                picture = renderer.reference_view(play.identity)
                 found.setdefault(truth, {})[person] = figures(
                     frames, frames, mesh.track(frames).lip_gap, play.mouth_open)
                 for name, autoencoder in own.items():
@@ -144,8 +145,7 @@ def run(options: Options) -> dict[str, Any]:
                     print(f'{person}, {name}: error {row["l1_grey"]:.2f} grey levels, seams '
                           f'{row["seams"]:.2f}, lips {row["lips"]:.2f}', file=sys.stderr,
                           flush=True)
-    for renderer in renderers.values():
-        renderer.close()
+            renderer.close()
     means = {name: {key: float(np.mean([row[key] for row in rows.values()]))
                     for key in ('l1_grey', 'seams', 'lips')} for name, rows in found.items()}
     print(table(['model', 'error (grey levels)', 'seams', 'lips, correlation'],
