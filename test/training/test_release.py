@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from tiny import TINY
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.networks import Generator
+from interactive_avatar.media.picture import write_image
 from interactive_avatar.training import release
 
 
@@ -70,13 +72,17 @@ def test_a_released_model_is_exported_again_with_other_levels(tmp_path: Path) ->
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3, msg=name)
 
 
-def test_a_model_is_widened_and_keeps_its_size_from_then_on(tmp_path: Path) -> None:
+def test_a_model_is_widened_and_keeps_its_size_from_then_on(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     (tmp_path / 'state').mkdir()
     Generator(TINY).save(tmp_path / 'state' / release.WEIGHTS, quantise=False)
     wide, decoder = tmp_path / 'wide', tmp_path / 'decoder'
+    (wide / 'identities').mkdir(parents=True)
+    write_image(wide / 'identities' / 'ada.png', np.zeros((128, 128, 3), np.uint8))
     assert release.main(arguments('--weights', tmp_path / 'state', '--upscale', 2, '--out',
                                   wide)) == 0
+    assert '128 pixels where the model draws 256' in capsys.readouterr().out
     files = ModelFiles.open(wide)
     side = 2 * TINY.autoencoder.picture_px
     assert files.graphs['decode'].outputs['frames'].shape == (1, 4, side, side, 3)

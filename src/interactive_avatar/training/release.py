@@ -13,7 +13,7 @@ from interactive_avatar.generator.export import export
 from interactive_avatar.generator.model import CONFIG_NAME, IDENTITIES_NAME
 from interactive_avatar.generator.networks import Generator, saved_config
 from interactive_avatar.generator.sampler import levels_of
-from interactive_avatar.media.picture import write_image
+from interactive_avatar.media.picture import read_image, write_image
 from interactive_avatar.training.pipeline import WEIGHTS, weights_file
 
 
@@ -76,6 +76,12 @@ def main(args: argparse.Namespace) -> int:
                 raise ValueError(f'--identity {item!r} is not NAME=NUMBER')
             write_image(folder / f'{name}.png', renderer.reference_view(int(number)))
         renderer.close()
+    side = config.autoencoder.picture_px
+    if config.autoencoder.upscale > 1:
+        for path in sorted((args.out / IDENTITIES_NAME).glob('*.png')):
+            if (own := min(read_image(path).shape[:2])) < side:
+                print(f'{path} has {own} pixels where the model draws {side}, and would be '
+                      f'enlarged: draw it anew with --identity {path.stem}=NUMBER')
     size_mb = (args.out / 'model.safetensors').stat().st_size / 1e6
     print(f'{args.out}: {size_mb:.1f} MB of weights, '
           f'{len(list(args.out.glob("*.onnx")))} graphs')
