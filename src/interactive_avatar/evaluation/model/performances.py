@@ -82,8 +82,7 @@ def play_all(items: Sequence[HeldOut], player: Player, folder: Path,
     identity: judges.IdentityJudge | None = None
     for item in items:
         path = folder / f'{item.file_name}_{player.key}.npz'
-        # What an earlier version found may lack what is asked for now.
-        if not path.exists() or set(np.load(path).files) != wanted:
+        if not _holds(path, wanted):
             mesh, identity = mesh or judges.MeshJudge(), identity or judges.IdentityJudge()
             frames = generate(item, player)
             with VideoWriter(video_of(item, player, folder), frames.shape[2],
@@ -100,6 +99,14 @@ def play_all(items: Sequence[HeldOut], player: Player, folder: Path,
     if mesh is not None:
         mesh.close()
     return found
+
+
+def _holds(path: Path, wanted: set[str]) -> bool:
+    """Whether a file has these arrays: what an earlier version found may lack some."""
+    if not path.exists():
+        return False
+    with np.load(path) as data:
+        return set(data.files) == wanted
 
 
 def video_of(item: HeldOut, player: Player, folder: Path) -> Path:
