@@ -11,6 +11,7 @@ from interactive_avatar.generator.autoencoder import (
     Sight,
     as_input,
     as_pixels,
+    smoothed,
     widened,
 )
 from interactive_avatar.generator.config import AutoencoderConfig
@@ -121,14 +122,32 @@ def test_a_widened_decoder_draws_the_same_pictures_larger(model: Autoencoder, up
     last, reference = picture(1), picture(2)
     small = Sight(previous, last, previous, reference)
     big = Sight(previous, enlarged(last, upscale), previous, enlarged(reference, upscale))
-    for ours, theirs in zip(larger.decoder.candidates(latent, big),
-                            model.decoder.candidates(latent, small), strict=True):
-        if theirs.shape[-3] == 2:  # flows are smooth, whatever the size of the picture
-            theirs = torch.nn.functional.interpolate(
-                theirs.flatten(0, 2), scale_factor=float(upscale), mode='bilinear')
-            torch.testing.assert_close(ours.flatten(0, 2), theirs, atol=0.02, rtol=0)
-        else:
-            torch.testing.assert_close(ours, enlarged(theirs, upscale), atol=1e-5, rtol=1e-4)
+    assert (model.decoder.smoothing, larger.decoder.smoothing) == (model.decoder.shuffle, 1)
+    model.decoder.smoothing = 1
+    drawn, flow, shares = zip(larger.decoder.candidates(latent, big),
+                              model.decoder.candidates(latent, small), strict=True)
+    for ours, theirs in (drawn, shares):
+        torch.testing.assert_close(ours, enlarged(theirs, upscale), atol=1e-5, rtol=1e-4)
+    # Flows are smooth, whatever the size of the picture.
+    theirs = torch.nn.functional.interpolate(
+        flow[1].flatten(0, 2), scale_factor=float(upscale), mode='bilinear')
+    torch.testing.assert_close(flow[0].flatten(0, 2), theirs, atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_no_pattern_that_repeats_from_cell_to_cell_is_left_in_shares() -> None:
+    torch.manual_seed(0)
+    cells = torch.randn(1, 2, 4, 4).repeat(1, 1, 8, 8)
+    smooth = smoothed(cells + 0.3, 4)
+    assert smooth.shape == cells.shape
+    # But at the edge, where cells end.
+    inner = smooth[..., 4:-4, 4:-4]
+    torch.testing.assert_close(inner, (cells[..., :4, :4].mean((2, 3), keepdim=True) + 0.3
+                                       ).expand_as(inner), atol=1e-5, rtol=0)
+    # Each is the mean of those around it, by hand.
+    step = torch.zeros(1, 1, 8, 8)
+    step[..., 4:] = 1.0
+    assert smoothed(step, 4)[0, 0, 4].tolist() == [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 @torch.no_grad()

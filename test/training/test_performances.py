@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from interactive_avatar.generator.prompts import action_prompt, prompt_table, stable_prompt
-from interactive_avatar.training.performances import Performance, compose, mouth_opening
+from interactive_avatar.training.performances import (
+    Performance,
+    compose,
+    mouth_opening,
+    restless,
+)
 from interactive_avatar.training.performances.compose import AWAY_M
 from interactive_avatar.training.performances.motion import Track, blinks, ease, oscillation
 from interactive_avatar.training.speech import SpeechLibrary, Utterance
@@ -173,6 +178,37 @@ def test_motion_follows_the_action(performances: list[Performance]) -> None:
                 eyes = performance.units[span]
                 assert eyes[-1, UNITS.index('eyeLookInLeft')] > 0.3
                 assert eyes[-1, UNITS.index('eyeLookOutRight')] > 0.3
+
+
+def test_restless_brows_move_and_nothing_else(performances: list[Performance]) -> None:
+    plain = performances[0]
+    moved = restless(plain, np.random.default_rng(4))
+    brows = np.array([name.startswith('brow') for name in UNITS])
+    assert np.array_equal(moved.units[:, ~brows], plain.units[:, ~brows])
+    assert moved.units.min() >= 0.0 and moved.units.max() <= 1.0
+    assert np.array_equal(moved.head, plain.head)
+    inner = moved.units[:, UNITS.index('browInnerUp')]
+    lowered = moved.units[:, UNITS.index('browDownLeft')]
+    # Up and down, many times a minute, and never both.
+    for track in (inner, lowered):
+        assert np.abs(np.diff(track > 0.5)).sum() > 6
+    assert inner.std() > 1.5 * plain.units[:, UNITS.index('browInnerUp')].std()
+    again = restless(plain, np.random.default_rng(4))
+    assert np.array_equal(again.units, moved.units)
+
+
+def test_a_face_comes_and_goes_within_a_chunk_of_its_prompt(library: SpeechLibrary) -> None:
+    column, halves = UNITS.index('browOuterUpLeft'), []
+    for seed in range(60):
+        played = compose(seed, range(40), library, 40.0)
+        for event in played.events:
+            if event.action != 'raise_eyebrows' or event.end_frame + 12 >= played.frames:
+                continue
+            for at in (event.start_frame, event.end_frame):
+                before, settled = (float(played.units[at + late, column]) for late in (-1, 7))
+                if abs(settled - before) > 0.6:
+                    halves.append((played.units[at + 3, column] - before) / (settled - before))
+    assert len(halves) > 10 and min(halves) > 0.5
 
 
 def test_blinks_shut_the_eyes() -> None:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import ALONE, CPU, TINY, shard, trainee
 
+from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.prompts import prompt_table
 from interactive_avatar.training.recall import (
     KEPT,
@@ -26,6 +27,7 @@ from interactive_avatar.training.recall import (
     drawn,
     play,
     play_clips,
+    play_switches,
     story_shard,
     train_recall,
 )
@@ -33,11 +35,11 @@ from interactive_avatar.training.stage import Run
 from interactive_avatar.training.synthetic import synthetic_prompts
 
 OPTIONS = RecallOptions(stories=4, streams=2, away=(4, 4), batch=3, peak_rate=3e-3,
-                        settle_steps=1, usual=1, rounds=1)
-WORN = RecallOptions(worn_share=1.0, removed_share=0.0)
+                        settle_steps=1, usual=1, rounds=1, jump_share=0.0)
+WORN = RecallOptions(worn_share=1.0, removed_share=0.0, jump_share=0.0)
 REMOVED = RecallOptions(worn_share=0.0, removed_share=1.0)
 BARE = RecallOptions(worn_share=0.0, removed_share=0.0)
-OTHERS = {'unaided', 'bare', 'usual'}
+OTHERS = {'unaided', 'bare', 'usual', 'switch'}
 """Kinds of lessons that are no kinds of segments."""
 
 
@@ -58,6 +60,31 @@ def test_a_story_names_what_is_worn_or_keeps_quiet_about_it(seed: int) -> None:
         table = prompt_table()
         assert (table[told].action, table[told].variant) == (table[silent].action,
                                                              table[silent].variant)
+
+
+def test_a_jump_puts_on_what_is_named_and_never_what_is_not() -> None:
+    story = compose_story(np.random.default_rng(1), replace(WORN, jump_share=1.0), 4)
+    table = prompt_table()
+    assert story.kinds[1] == 'in_view' and table[story.told[1]].action is None
+    assert story.told[1] == story.silent[1] and len(named(story.told[1])) == 1
+    assert named(story.silent[0]) == () and named(story.silent[2]) == ()
+
+
+@torch.no_grad()
+def test_words_that_are_dropped_change_what_is_drawn_and_the_first_stays() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    model = trainee().eval()
+    lessons = play(model, model, source, prompts, OPTIONS, np.random.default_rng(3), 2)
+    segment, audio = collate(lessons['return'])
+    level = TINY.sampler.commit_level
+    whole = drawn(model, segment, audio, prompts, level)
+    torch.testing.assert_close(drawn(model, segment, audio, prompts, level, 0.0), whole)
+    torch.manual_seed(0)
+    assert not torch.allclose(drawn(model, segment, audio, prompts, level, 1.0), whole)
+    # Prompts of one token, the first, have none to lose.
+    prompts.mask[..., 1:] = float(MASKED)
+    torch.testing.assert_close(drawn(model, segment, audio, prompts, level, 1.0),
+                               drawn(model, segment, audio, prompts, level))
 
 
 @pytest.mark.parametrize('options', [REMOVED, BARE], ids=['removed', 'bare'])
@@ -112,13 +139,17 @@ def test_who_comes_back_is_also_played_without_a_word_and_asked_for_the_told_pic
     source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
     model = trainee().eval()
     worn = replace(OPTIONS, worn_share=1.0, removed_share=0.0)
-    lessons = play(model, model, source, prompts, worn, np.random.default_rng(3), 2)
+    lessons = play(model, model, source, prompts, worn, np.random.default_rng(5), 2)
     assert len(lessons['unaided']) == 4 and len(lessons['return']) == 2
     told, alone = lessons['return'], lessons['unaided'][:2]
+    assert any((lesson.segment.level == 1.0).any() for lesson in told)
     for one, other in zip(told, alone, strict=True):
-        # The same memories at the door, the same noise; another prompt, hence other pictures.
+        # The same memories at the door, the same noise; another prompt, hence other pictures (and
+        # what a sampler's later steps begin from).
         assert torch.equal(one.segment.groups[:, :6], other.segment.groups[:, :6])
-        assert torch.equal(one.segment.noised[:, 0], other.segment.noised[:, 0])
+        first = one.segment.level == 1.0
+        assert torch.equal(first, other.segment.level == 1.0)
+        assert torch.equal(one.segment.noised[first], other.segment.noised[first])
         assert other.segment.prompt_ids[0, 0] == other.prompt_ids[0, 0] \
             != one.segment.prompt_ids[0, 0]
         assert other.wanted is not None and torch.equal(other.wanted, one.segment.made)
@@ -149,6 +180,29 @@ def test_what_has_nothing_to_be_named_is_played_as_it_became_and_the_tutor_is_as
             tutor, *collate([lesson]), prompts, TINY.sampler.commit_level))
 
 
+@torch.no_grad()
+def test_after_a_switch_the_clip_itself_is_asked_for_out_of_noise() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    # Prompts of this shard change every ten chunks at most; chunk 33 of each clip is new too.
+    source.prompt_ids[:, 33:40] = 7
+    lessons = play_switches(trainee().eval(), source, prompts, replace(OPTIONS, switches=6),
+                            np.random.default_rng(3), 2)
+    assert lessons
+    for lesson in lessons:
+        clip, at = int(lesson.segment.clip), int(lesson.segment.at)
+        ids = source.prompt_ids[clip]
+        after = {chunk + late for chunk in range(1, 60) if ids[chunk] != ids[chunk - 1]
+                 for late in (0, 1)}
+        assert lesson.weight is not None and lesson.wanted is not None
+        counted = {at + int(k) for k in torch.nonzero(lesson.weight[0].amax((1, 2, 3))).flatten()}
+        assert counted == after & set(range(at, at + 10)) and counted
+        assert float(lesson.weight.mean()) == pytest.approx(1.0, abs=1e-4)
+        assert source.latents is not None
+        assert torch.equal(lesson.wanted[0], source.latents[clip, at:at + 10].float())
+        assert (lesson.segment.level == 1.0).all()
+        assert abs(float(lesson.segment.noised.mean())) < 0.1
+
+
 def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:
     losses: list[float] = []
 
@@ -157,7 +211,8 @@ def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:
             losses.append(float(values['loss']))
 
     prompts = synthetic_prompts(TINY, len(prompt_table()), CPU)
-    options = replace(OPTIONS, worn_share=1.0, removed_share=0.0)
+    # Of made-up clips nothing that comes after a switch could be learnt.
+    options = replace(OPTIONS, worn_share=1.0, removed_share=0.0, switches=0)
     model = trainee()
     audio = [p.clone() for p in model.audio.parameters()]
     train_recall(model, shard(), prompts, ALONE,

@@ -72,6 +72,21 @@ class Encoder(nn.Module):
         return latent
 
 
+def smoothed(shares: Tensor, side: int) -> Tensor:
+    """Mean over ``side``² pixels around each, [B, n, H, W] -> same shape.
+
+    Where last layers draw cells of ``side``² pixels at once, nothing that repeats itself from cell
+    to cell passes this. Without it what is newly drawn shows through as a grid of dots.
+    """
+    if side == 1:
+        return shares
+    before = side // 2
+    padded = F.pad(shares, (before, side - 1 - before, before, side - 1 - before),
+                   mode='replicate')
+    # Rows, then columns: half of the additions.
+    return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)
+
+
 class Sight(NamedTuple):
     """What the decoder sees beside a latent: pictures in [-1, 1] and the latents they belong to.
 
@@ -108,6 +123,8 @@ class Decoder(nn.Module):
         self.frames = config.frames
         self.shuffle = shuffle = config.pixel_shuffle
         self.last_share = config.last_share
+        # Not of larger pictures: at 512×512 it takes more time on two cores than all the rest.
+        self.smoothing = shuffle if config.upscale == 1 else 1
         self.stem = nn.Conv2d(3 * config.latent_channels, w0, 3, padding=1)
         self.stage1 = nn.Sequential(*[ResidualBlock(w0) for _ in range(n0)])
         self.up1 = nn.Conv2d(w0, w1 * 4, 1)
@@ -143,7 +160,7 @@ class Decoder(nn.Module):
 
     def candidates(self, latent: Tensor, sight: Sight) -> tuple[Tensor, Tensor, Tensor]:
         """Newly drawn frames [B, 4, 3, H, W]; flows [B, 2, 4, 2, H, W] in half pictures, of the
-        last frame and the reference; logits of shares [B, 2, 4, 1, H, W]."""
+        last frame and the reference; shares [B, 2, 4, 1, H, W], 0 to 1."""
         # Latents and pictures stay float32 where the weights are in half precision.
         dtype = self.stem.weight.dtype
         x = self.stem(torch.cat([latent, sight.previous, sight.reference], 1).to(dtype))
@@ -159,8 +176,8 @@ class Decoder(nn.Module):
         flow = F.interpolate(wide, scale_factor=2.0, mode='bilinear') + 0.25 * fine
         flow = F.interpolate(flow, scale_factor=float(self.shuffle), mode='bilinear')
         flow = flow.unflatten(1, (2, self.frames, 2))
-        shares = F.pixel_shuffle(self.shares(x), self.shuffle).unflatten(1, (2, self.frames, 1))
-        return drawn, FLOW_SCALE * flow, shares
+        shares = smoothed(F.pixel_shuffle(self.shares(x), self.shuffle), self.smoothing)
+        return drawn, FLOW_SCALE * flow, torch.sigmoid(shares).unflatten(1, (2, self.frames, 1))
 
     def moved(self, picture: Tensor, flow: Tensor) -> Tensor:
         """A picture [B, 3, H, W] seen along flows [B, 4, 2, H, W] -> [B, 4, 3, H, W]."""
@@ -176,7 +193,7 @@ class Decoder(nn.Module):
         drawn, flow, shares = self.candidates(latent, sight)
         last = self.moved(sight.last, flow[:, 0])
         reference = self.moved(sight.picture, flow[:, 1])
-        carried, recent = torch.sigmoid(shares).unbind(1)
+        carried, recent = shares.unbind(1)
         old = reference + self.last_share * recent * (last - reference)
         return drawn + carried * (old - drawn), drawn, last, reference, flow
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interactive_avatar.generator.autoencoder import FLOW_SCALE, ResidualBlock
+from interactive_avatar.generator.autoencoder import FLOW_SCALE, ResidualBlock, smoothed
 from interactive_avatar.generator.compressor import patchify
 from interactive_avatar.generator.denoiser import Block, CrossAttention, rotate
 from interactive_avatar.generator.networks import Generator
@@ -151,8 +151,7 @@ class CpuDecode(nn.Module):
         half = 1.0 / 255.0
         cells = convolve(x, d.out, cast(Tensor, d.out.bias) - half)
         cells = cells.view(side // by, side // by, frames, 3, by, by)
-        shares = torch.sigmoid(convolve(x, d.shares)).view(side // by, side // by, 2, frames, by,
-                                                           by)
+        shares = convolve(x, d.shares).view(side // by, side // by, 2, frames, by, by)
         seen = [picture.permute(0, 3, 1, 2).float() / 127.5 - (1.0 + half)
                 for picture in (last, picture)]
         pixels = []
@@ -163,7 +162,8 @@ class CpuDecode(nn.Module):
                 F.grid_sample(source, d.sources(flow[None, which, i]), mode='bilinear',
                               padding_mode='zeros', align_corners=False).view(3, side, side)
                 for which, source in enumerate(seen))
-            carried, fresh = (_planes(shares[:, :, which, i:i + 1]) for which in range(2))
+            logits = smoothed(_planes(shares[:, :, :, i])[None], d.smoothing)[0]
+            carried, fresh = torch.sigmoid(logits)
             old = old + d.last_share * fresh * (recent - old)
             drawn = _planes(cells[:, :, i])
             made = drawn + carried * (old - drawn)

@@ -69,6 +69,8 @@ class AutoencoderOptions:
     (`flicker`).
     ``texture_weight`` is of how much detail pictures have (`texture`): where latents leave open
     what a turned face looks like, blur has the least error, but the reference has its texture.
+    ``restless_share`` of the clips that the stage draws have brows that move all the time
+    (`performances.restless`).
 
     Raises:
         ValueError: with ``decoder_only`` and an ``anchor_weight``: one trains no encoder.
@@ -102,6 +104,7 @@ class AutoencoderOptions:
     anchor_weight: float = 0.0
     predicted_share: float = 0.5
     twin_share: float = 0.0
+    restless_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.decoder_only and self.anchor_weight > 0.0:

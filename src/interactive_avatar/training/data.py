@@ -19,7 +19,7 @@ from interactive_avatar.generator.denoiser import Window
 from interactive_avatar.generator.prompts import OBJECTS, prompt_table
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.media.mel import MEL_CEILING_LN, MEL_FLOOR_LN
-from interactive_avatar.training.performances import Performance, compose
+from interactive_avatar.training.performances import Performance, compose, restless
 from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.render.people import People
 from interactive_avatar.training.render.renderer import Renderer
@@ -28,7 +28,8 @@ from interactive_avatar.training.units import UNITS
 
 MOUTH_UNITS = tuple(name for name in UNITS if name.startswith(('jawOpen', 'mouth')))[:16]
 PROBE_UNITS = tuple(name for name in UNITS
-                    if name.startswith(('jawOpen', 'mouth', 'eyeBlink', 'eyeLook', 'eyeWide')))
+                    if name.startswith(('jawOpen', 'mouth', 'eyeBlink', 'eyeLook', 'eyeWide',
+                                        'brow')))
 IN_VIEW_M = 0.08
 """How far a person may stand aside to be in view."""
 REFERENCES_PER_CLIP = 6
@@ -46,7 +47,8 @@ class ShardOptions:
     """What is rendered: clips of equal length, seeds from ``first_seed`` on.
 
     With ``recombine`` the people are not the baked ones but a population put together anew from
-    them (`People.recombined`): 198 faces are learnt by heart within minutes.
+    them (`People.recombined`): 198 faces are learnt by heart within minutes. Of a
+    ``restless_share`` of the clips the brows move all the time (`performances.restless`).
     """
 
     clips: int = 150
@@ -55,6 +57,7 @@ class ShardOptions:
     split: str = 'train'
     render_seconds: float = 150.0
     recombine: bool = True
+    restless_share: float = 0.0
 
 
 def compose_many(seeds: Sequence[int], speech: Path, people: int, seconds: int,
@@ -154,6 +157,9 @@ class Shard:
             population = population.recombined(options.first_seed)
         performances = compose_many(seeds, speech, len(population), options.seconds,
                                     options.split)
+        rng = np.random.default_rng([options.first_seed, 3])
+        performances = [restless(p, rng) if rng.random() < options.restless_share else p
+                        for p in performances]
         say(f'composed {len(performances)} performances in {time.monotonic() - start:.1f} s')
         shard = cls(performances, device, config, options.first_seed)
         start = time.monotonic()

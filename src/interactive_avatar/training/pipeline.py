@@ -144,7 +144,8 @@ def main(argv: list[str] | None = None) -> int:
         require_encoder(fresh, args.weights or args.state / WEIGHTS)
     generator.to(process.device)
     shard = folder.first(args.seed, args.render_seconds) if folder is not None else \
-        prepare_shard(args, config, generator, process, say)
+        prepare_shard(args, config, generator, process, say,
+                      options.restless_share if options else 0.0)
     if args.seconds <= 0 and not args.steps:
         process.leave()
         return 0
@@ -287,10 +288,11 @@ def shard_options(args: argparse.Namespace, process: Process) -> ShardOptions:
 
 
 def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
-                  process: Process, say: Callable[[str], None]) -> Shard:
+                  process: Process, say: Callable[[str], None],
+                  restless_share: float = 0.0) -> Shard:
     """This process's clips: rendered anew, or with the latents of an earlier call."""
     people, speech = args.assets / 'people.npz', args.assets / 'speech' / 'speech.npz'
-    options = shard_options(args, process)
+    options = replace(shard_options(args, process), restless_share=restless_share)
     kept = args.state / f'latents{process.rank}.pt'
     # Another random order for every continued call.
     seed = options.first_seed + int(args.done * 1000)

@@ -20,6 +20,11 @@ A generator that has learnt this sees what is not there: shades of glasses, whic
 remembered ones. So it is also played as it has become, on stories in which nothing is worn and
 on clips, and the generator that it was (the tutor) says what comes next there
 (on-policy distillation, arXiv 2306.13649). Lessons are played anew several times (``rounds``).
+
+A switch is to be seen in the first chunk that has the new prompt (Cache-Switching). Of what a
+prompt asks of a face, a distilled generator draws little there: nine tenths of what its chunks
+are about is something else. So streams are also held on clips, and in the chunks after a change
+of prompt the clip itself is asked for, out of nothing but noise (lessons *switch*).
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.prompts import (
     ACTION_SLOTS,
     EXPRESSIONS,
@@ -48,7 +54,7 @@ from interactive_avatar.generator.prompts import (
 )
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.common import Process
-from interactive_avatar.training.data import Shard
+from interactive_avatar.training.data import Shard, cell_weight
 from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.rollout import SHARED, Rollout, Segment, part, segment_window
@@ -56,10 +62,11 @@ from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 KEPT: Final = {'act': 0.05, 'in_view': 0.05, 'leave': 0.03, 'return': 0.12, 'back': 0.08,
-               'unaided': 0.3, 'bare': 0.17, 'usual': 0.2}
+               'unaided': 0.3, 'bare': 0.17, 'usual': 0.2, 'switch': 0.25}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
 after an absence as they come out with silent prompts; ``bare``: of stories that have nothing to
-fall silent about, as the generator has become; ``usual``: of clips, the same."""
+fall silent about, as the generator has become; ``usual``: of clips, the same; ``switch``: of
+clips, what comes after a change of prompt."""
 AFTER_ABSENCE: Final = ('return', 'back')
 
 
@@ -69,7 +76,12 @@ class RecallOptions:
 
     ``stories`` are played ``streams`` at a time by every process, at the beginning of a round.
     ``worn_share`` of them put something on and keep it, ``removed_share`` put it on and take it
-    off again; the rest wear nothing. ``usual``: segments played of each of as many clips.
+    off again; the rest wear nothing. ``usual``: segments played of each of as many clips, and
+    ``switches``: segments of each of as many that are held on them. Of these, ``switch_chunks``
+    after a change of prompt are learnt, weighed around mouth and eyes.
+    ``jump_share``: of the stories in which something is worn, so many put it on by its name.
+    ``word_drop``: up to so many of a prompt's tokens are kept from who learns, so that no single
+    word is relied on.
     ``rounds``: how often all this is played anew; lessons of the last ``remembered`` rounds are
     learnt from, and stay on the device (some 25 GB per 128 stories of the compact model).
     ``chunks``: of a segment, a multiple of the memory's group. ``away``: segments out of view,
@@ -84,10 +96,16 @@ class RecallOptions:
     chunks: int = 10
     away: tuple[int, int] = (4, 5)
     usual: int = 4
+    switches: int = 4
+    switch_chunks: int = 2
+    mouth_weight: float = 8.0
+    eye_weight: float = 6.0
     rounds: int = 8
     remembered: int = 2
     worn_share: float = 0.5
     removed_share: float = 0.2
+    jump_share: float = 0.15
+    word_drop: float = 0.3
     speech_share: float = 0.5
     batch: int = 4
     peak_rate: float = 5e-5
@@ -150,7 +168,11 @@ def compose_story(rng: np.random.Generator, options: RecallOptions, away: int) -
         add('act', action, **slots)
 
     add('rest')
-    if worn or removed:
+    if worn and rng.random() < options.jump_share:
+        world = after('wear', world, object=name)
+        add('in_view')
+        silent[-1] = told[-1]
+    elif worn or removed:
         add('act', 'wear', object=name)
     else:
         move()
@@ -212,12 +234,14 @@ class Lesson:
         segment: of one stream. audio: tokens of its chunks, [1, T, 12, width].
         prompt_ids: [1, P], what stands in for the segment's own.
         wanted: latents that it is to make, [1, T, C, h, w]; None: what the tutor makes of it.
+        weight: of its cells, 1 on average, [1, T, 1, h, w]; None: all the same.
     """
 
     segment: Segment
     audio: Tensor
     prompt_ids: Tensor
     wanted: Tensor | None
+    weight: Tensor | None = None
 
 
 Lessons = dict[str, list[Lesson]]
@@ -304,6 +328,37 @@ def play_clips(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOp
     return lessons
 
 
+@torch.no_grad()
+def play_switches(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
+                  rng: np.random.Generator, count: int) -> list[Lesson]:
+    """Play ``count`` clips side by side, held on them; lessons of the segments in which the prompt
+    changes, with the clip's own latents for what comes after, out of noise alone."""
+    rollout = Rollout(model.denoiser, shard, prompts, count, options.chunks, 0.0, captured=False)
+    lessons = []
+    side, step = shard.config.autoencoder.latent_px, torch.arange(
+        1 - options.switch_chunks, options.chunks, device=shard.device)
+    for _ in range(options.switches):
+        torch.manual_seed(int(rng.integers(2 ** 31)))
+        segment, tokens = rollout.advance(model.audio, (1.0,), anchored=count)
+        index, clip = segment.at[:, None] + step, segment.clip[:, None]
+        ids = shard.prompt_ids
+        # The first chunk of a clip follows none, so nothing changes there.
+        changed = ids[clip, index.clamp_min(0)] != ids[clip, (index - 1).clamp_min(0)]
+        recent = changed.unfold(1, options.switch_chunks, 1).any(-1)
+        weight = cell_weight(shard.chunk_marks(segment.clip, segment.at, options.chunks), side,
+                             options.mouth_weight, options.eye_weight)
+        weight = weight * recent[..., None, None, None]
+        weight = weight / weight.mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
+        asked = replace(segment, noised=torch.randn_like(segment.noised),
+                        level=torch.ones_like(segment.level))
+        for stream in torch.nonzero(recent.any(1)).flatten().tolist():
+            own = slice(stream, stream + 1)
+            lesson = part(asked, own)
+            lessons.append(Lesson(lesson, tokens[own].detach(), lesson.prompt_ids,
+                                  lesson.truth, weight[own]))
+    return lessons
+
+
 def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor]:
     """Lessons as one segment with the prompts to play it with now, and its audio tokens."""
     parts = [vars(lesson.segment) for lesson in lessons]
@@ -313,12 +368,19 @@ def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor]:
     return Segment(**joined), torch.cat([lesson.audio for lesson in lessons])
 
 
-def drawn(model: Trainee, segment: Segment, audio: Tensor, prompts: Prompts, commit_level: float
-          ) -> Tensor:
-    """What a generator makes of a segment's noise with its prompts, latents [B, T, C, h, w]."""
+def drawn(model: Trainee, segment: Segment, audio: Tensor, prompts: Prompts, commit_level: float,
+          word_drop: float = 0.0) -> Tensor:
+    """What a generator makes of a segment's noise with its prompts, latents [B, T, C, h, w]; up to
+    ``word_drop`` of their tokens are masked, never the first, which is nobody's word."""
     with torch.autocast(segment.made.device.type, torch.bfloat16):
         window = segment_window(segment, audio, prompts, segment.noised, segment.level,
                                 commit_level)
+        if word_drop > 0.0:
+            mask = window.text_mask
+            share = word_drop * torch.rand_like(mask[..., :1])
+            gone = torch.rand_like(mask) < share
+            gone[..., 0] = False
+            window.text_mask = mask.masked_fill(gone, float(MASKED))
         velocity = model.denoiser.window(window)
     return segment.noised - segment.level[..., None, None, None] * velocity.float()
 
@@ -381,6 +443,7 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
             for kind, played in play(tutor, model, shard, prompts, options, rng, count).items():
                 lessons[kind] += played
             lessons['usual'] += play_clips(model, shard, prompts, options, rng, count)
+            lessons['switch'] += play_switches(model, shard, prompts, options, rng, count)
             left -= count
         for each in lessons.values():
             ask(tutor, each, prompts, options.batch, commit_level)
@@ -404,8 +467,10 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
             chosen = [kinds[int(k)] for k in torch.multinomial(shares, options.batch, True)]
             some = [lessons[kind][int(torch.randint(len(lessons[kind]), ()))] for kind in chosen]
             wanted = torch.cat([lesson.wanted for lesson in some if lesson.wanted is not None])
-            x0 = drawn(model, *collate(some), prompts, commit_level)
-            error = (x0 - wanted).square().mean((1, 2, 3, 4))
+            x0 = drawn(model, *collate(some), prompts, commit_level, options.word_drop)
+            weight = torch.cat([torch.ones_like(x0[:1, :, :1]) if lesson.weight is None
+                                else lesson.weight for lesson in some])
+            error = ((x0 - wanted).square() * weight).mean((1, 2, 3, 4))
             optimiser.backward(share * error.mean())
             values: dict[str, list[Tensor]] = {}
             for kind, value in zip(chosen, error.detach(), strict=True):

@@ -7,5 +7,6 @@ composes.
 
 from interactive_avatar.training.performances.compose import Event, Performance, Placed, compose
 from interactive_avatar.training.performances.mouth import mouth_opening
+from interactive_avatar.training.performances.restless import restless
 
-__all__ = ['Event', 'Performance', 'Placed', 'compose', 'mouth_opening']
+__all__ = ['Event', 'Performance', 'Placed', 'compose', 'mouth_opening', 'restless']

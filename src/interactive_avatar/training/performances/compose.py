@@ -73,6 +73,8 @@ STEP_FRAMES: Final = 25
 # A prompt is to be seen in the chunk that is the first to have it (Cache-Switching), so
 # motion begins with it, and a face that is to change has most of it done by the chunk's end.
 FACE_FRAMES: Final = 5
+# How long a face takes to what the world after an action has, which is mostly back to rest.
+FACE_BACK_S: Final = (0.2, 0.28)
 OBJECT_FRAMES: Final = 12
 OBJECT_DELAY_FRAMES: Final = 3
 CANONICAL_SHARE: Final = 0.35
@@ -83,9 +85,10 @@ UNTOLD_SHARE: Final = 0.15
 UNTOLD_AWAY_SHARE: Final = 0.5
 UNTOLD_AGAIN_SHARE: Final = 0.6
 # In training people leave the view more often, and longer, than chance would have it, and move
-# their heads more: turned and tilted faces are what is hardest to draw.
+# their heads more: turned and tilted faces are what is hardest to draw. Faces move more often too.
 TRAINING_WEIGHTS: Final = {'step_out': 2.2, 'look': 6.5, 'tilt_head': 4.0, 'shake_head': 2.4,
-                           'nod': 1.8}
+                           'nod': 1.8, 'smile': 2.0, 'frown': 1.5, 'look_surprised': 1.5,
+                           'raise_eyebrows': 2.5}
 LONG_AWAY_SHARE: Final = 0.4
 LONG_CHUNKS: Final = (30, 60)
 # Of the performances for training, so many are of somebody who wears something, leaves for longer
@@ -118,7 +121,7 @@ _FACES: Final[dict[str, dict[str, float]]] = {
             'mouthSmile': -.08},
     'surprise': {'browInnerUp': .9, 'browOuterUp': 1.0, 'eyeWide': .95, 'mouthSmile': -.06},
     'agape': {'jawOpen': .34, 'mouthFunnel': .25},
-    'brows': {'browInnerUp': .95, 'browOuterUp': 1.0, 'eyeWide': .45},
+    'brows': {'browInnerUp': .95, 'browOuterUp': 1.0, 'eyeWide': .75},
     'think': {'browDown': .4, 'browInnerUp': .1, 'mouthPress': .35, 'mouthRight': .4,
               'eyeSquint': .2, 'mouthSmile': -.06},
     'attention': {'browInnerUp': .12, 'browOuterUp': .1, 'mouthSmile': .08},
@@ -299,7 +302,7 @@ class _Composer:
         self.speech.append(Placed(utterance.index, start))
         return end
 
-    def _face(self, name: str, start: int, level: float, duration: int = 8) -> None:
+    def _face(self, name: str, start: int, level: float, duration: int = 6) -> None:
         if abs(float(self.faces[name].values[min(start, self.frames) - 1]) - level) > 1e-3:
             self.faces[name].move(start, duration, level, spring)
 
@@ -321,7 +324,7 @@ class _Composer:
         """Bring the held parts of the face to a world: expression, gaze, attention."""
         for name in ('smile', 'frown', 'surprise'):
             self._face(name, start, self.level if world.expression == name else 0.0,
-                       self._frames(0.4, 0.6))
+                       self._frames(*FACE_BACK_S))
         for name in ('sad', 'agape', 'brows', 'think'):
             self._face(name, start, 0.0)
         self._face('attention', start, 1.0 if world.listening else 0.0, 12)
