@@ -80,11 +80,17 @@ def smoothed(shares: Tensor, side: int) -> Tensor:
     """
     if side == 1:
         return shares
+    # Rows, then columns; edges put together by hand, because torch 2.13 does not compile padding
+    # by them for CPUs.
     before = side // 2
-    padded = F.pad(shares, (before, side - 1 - before, before, side - 1 - before),
-                   mode='replicate')
-    # Rows, then columns: half of the additions.
-    return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)
+    for axis, size in ((-2, shares.shape[-2]), (-1, shares.shape[-1])):
+        first, last = shares.narrow(axis, 0, 1), shares.narrow(axis, size - 1, 1)
+        wide = torch.cat([first] * before + [shares] + [last] * (side - 1 - before), axis)
+        shares = wide.narrow(axis, 0, size)
+        for at in range(1, side):
+            shares = shares + wide.narrow(axis, at, size)
+        shares = shares / side
+    return shares
 
 
 class Sight(NamedTuple):
