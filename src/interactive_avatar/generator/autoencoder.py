@@ -73,7 +73,8 @@ class Encoder(nn.Module):
 
 
 def smoothed(shares: Tensor, side: int) -> Tensor:
-    """Mean over ``side``² pixels around each, [B, n, H, W] -> same shape.
+    """Mean over ``side``² pixels around each, [B, n, H, W] -> same shape and dtype; pixels at the
+    edge stand for those beyond it. 1 changes nothing.
 
     Where last layers draw cells of ``side``² pixels at once, nothing that repeats itself from cell
     to cell passes this. Without it what is newly drawn shows through as a grid of dots.
@@ -129,7 +130,8 @@ class Decoder(nn.Module):
         self.frames = config.frames
         self.shuffle = shuffle = config.pixel_shuffle
         self.last_share = config.last_share
-        # Not of larger pictures: at 512×512 it takes more time on two cores than all the rest.
+        # Not of larger pictures: at 512×512 pooling took most of the time on two cores;
+        # sums were not timed there yet (docs/training.md).
         self.smoothing = shuffle if config.upscale == 1 else 1
         self.stem = nn.Conv2d(3 * config.latent_channels, w0, 3, padding=1)
         self.stage1 = nn.Sequential(*[ResidualBlock(w0) for _ in range(n0)])
