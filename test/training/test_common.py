@@ -20,6 +20,7 @@ from interactive_avatar.training.common import (
     save_parts,
 )
 from interactive_avatar.training.distil import DistilOptions
+from interactive_avatar.training.hearing import HearingOptions
 from interactive_avatar.training.memory import MemoryOptions
 from interactive_avatar.training.recall import RecallOptions
 from interactive_avatar.training.teacher import TeacherOptions
@@ -64,7 +65,7 @@ def test_parts_of_a_longer_file_do_not_stay(tmp_path: Path) -> None:
 
 
 OPTIONS = {'autoencoder': AutoencoderOptions, 'teacher': TeacherOptions, 'memory': MemoryOptions,
-           'distil': DistilOptions, 'recall': RecallOptions}
+           'distil': DistilOptions, 'recall': RecallOptions, 'audio': HearingOptions}
 
 
 CONFIGS = Path(str(SOURCE_ROOT), 'config', 'training')

@@ -20,6 +20,7 @@ from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.prompts import prompt_table
 from interactive_avatar.training.recall import (
     KEPT,
+    WORDS,
     RecallOptions,
     ask,
     collate,
@@ -27,7 +28,7 @@ from interactive_avatar.training.recall import (
     drawn,
     play,
     play_clips,
-    play_switches,
+    play_held,
     story_shard,
     train_recall,
 )
@@ -39,7 +40,7 @@ OPTIONS = RecallOptions(stories=4, streams=2, away=(4, 4), batch=3, peak_rate=3e
 WORN = RecallOptions(worn_share=1.0, removed_share=0.0, jump_share=0.0)
 REMOVED = RecallOptions(worn_share=0.0, removed_share=1.0)
 BARE = RecallOptions(worn_share=0.0, removed_share=0.0)
-OTHERS = {'unaided', 'bare', 'usual', 'switch'}
+OTHERS = {'unaided', 'bare', 'usual', 'switch', 'lips'}
 """Kinds of lessons that are no kinds of segments."""
 
 
@@ -185,9 +186,21 @@ def test_after_a_switch_the_clip_itself_is_asked_for_out_of_noise() -> None:
     source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
     # Prompts of this shard change every ten chunks at most; chunk 33 of each clip is new too.
     source.prompt_ids[:, 33:40] = 7
-    lessons = play_switches(trainee().eval(), source, prompts, replace(OPTIONS, switches=6),
-                            np.random.default_rng(3), 2)
-    assert lessons
+    held = play_held(trainee().eval(), source, prompts, replace(OPTIONS, switches=6),
+                     np.random.default_rng(3), 2)
+    lessons = held['switch']
+    assert lessons and len(held['lips']) == 12
+    for lesson in held['lips']:
+        clip, at = int(lesson.segment.clip), int(lesson.segment.at)
+        assert lesson.weight is not None and lesson.wanted is not None and source.marks is not None
+        seen = source.seen(lesson.segment.clip, lesson.segment.at, 10)[0]
+        assert torch.equal(lesson.weight[0].amax((1, 2, 3)) > 0.0, seen)
+        assert float(lesson.weight.mean()) == pytest.approx(1.0, abs=1e-4)
+        # The mouth's cell weighs most.
+        chunk = int(torch.nonzero(seen)[0])
+        x, y = source.marks[clip, 4 * (at + chunk):4 * (at + chunk + 1), 0].mean(0) / 16.0
+        row, column = divmod(int(lesson.weight[0, chunk, 0].argmax()), lesson.weight.shape[-1])
+        assert abs(row + 0.5 - float(y)) <= 0.51 and abs(column + 0.5 - float(x)) <= 0.51
     for lesson in lessons:
         clip, at = int(lesson.segment.clip), int(lesson.segment.at)
         ids = source.prompt_ids[clip]
@@ -215,10 +228,16 @@ def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:
     options = replace(OPTIONS, worn_share=1.0, removed_share=0.0, switches=0)
     model = trainee()
     audio = [p.clone() for p in model.audio.parameters()]
+    before = {name: p.clone() for name, p in model.denoiser.named_parameters()}
     train_recall(model, shard(), prompts, ALONE,
                  Run(out=tmp_path, state=tmp_path, steps=16, each=each), options)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
     assert all(torch.equal(a, b) for a, b in zip(audio, model.audio.parameters(), strict=True))
+    changed = {name for name, after in model.denoiser.named_parameters()
+               if not torch.equal(before[name], after)}
+    assert changed and not any(part in f'.{name}' for name in changed for part in WORDS)
+    assert any('.text.q.' in name for name in changed)
+    assert all(parameter.requires_grad for parameter in model.parameters())
     assert (tmp_path / 'recall.png').is_file()
 
 

@@ -132,7 +132,7 @@ class Decoder(nn.Module):
         self.last_share = config.last_share
         # Not of larger pictures: at 512×512 pooling took most of the time on two cores;
         # sums were not timed there yet (docs/training.md).
-        self.smoothing = shuffle if config.upscale == 1 else 1
+        self.smoothing = shuffle
         self.stem = nn.Conv2d(3 * config.latent_channels, w0, 3, padding=1)
         self.stage1 = nn.Sequential(*[ResidualBlock(w0) for _ in range(n0)])
         self.up1 = nn.Conv2d(w0, w1 * 4, 1)

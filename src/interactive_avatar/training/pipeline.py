@@ -37,12 +37,14 @@ from interactive_avatar.training.common import Process, join_parts, options_from
 from interactive_avatar.training.data import Shard, ShardOptions
 from interactive_avatar.training.denoiser import DenoiserOptions, Trainee, train_denoiser
 from interactive_avatar.training.distil import DistilOptions, train_distil
+from interactive_avatar.training.hearing import HearingOptions, train_hearing
 from interactive_avatar.training.memory import MemoryOptions, train_memory
 from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.recall import RecallOptions, train_recall
 from interactive_avatar.training.rollout import predict_shard
 from interactive_avatar.training.samples import write_samples
-from interactive_avatar.training.stage import Run, averaged, whole_state
+from interactive_avatar.training.speech.library import SpeechLibrary
+from interactive_avatar.training.stage import Optimiser, Run, averaged, whole_state
 from interactive_avatar.training.stage import shard as split
 from interactive_avatar.training.student import StudentOptions, train_student
 from interactive_avatar.training.teacher import TeacherOptions, train_teacher
@@ -57,7 +59,7 @@ CLIPS_AT_ONCE = 110
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog='avatar train', description=__doc__)
-    parser.add_argument('stage', choices=('autoencoder', 'denoiser', *STAGES))
+    parser.add_argument('stage', choices=('autoencoder', 'audio', 'denoiser', *STAGES))
     parser.add_argument('--seconds', type=float, default=0.0,
                         help='wall time of the stage; 0 (and no --steps) only prepares the data')
     parser.add_argument('--steps', type=int, default=0,
@@ -140,9 +142,13 @@ def main(argv: list[str] | None = None) -> int:
     folder = None
     if args.shards is not None and args.stage in STAGES:
         folder = ClipFolder(args.shards, process, config, say)
-    elif args.stage != 'autoencoder' and not (args.state / 'latents0.pt').is_file():
+    elif args.stage not in ('autoencoder', 'audio') and not (args.state / 'latents0.pt').is_file():
         require_encoder(fresh, args.weights or args.state / WEIGHTS)
     generator.to(process.device)
+    if args.stage == 'audio':
+        train_audio_stage(args, config, generator, process, say, fresh)
+        process.leave()
+        return 0
     shard = folder.first(args.seed, args.render_seconds) if folder is not None else \
         prepare_shard(args, config, generator, process, say,
                       options.restless_share if options else 0.0)
@@ -218,10 +224,7 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
                          f'{len(untrained) - 1} others are missing in '
                          f'{str(args.weights or args.state)!r}: give those of the denoiser stage '
                          f'with --weights, or the folder that it left with --state')
-    run = Run(out=args.out, state=args.state, seconds=args.seconds, steps=args.steps,
-              until=args.until, resume=args.resume, seed=args.seed, accumulate=args.accumulate,
-              checkpoint_seconds=args.checkpoint_seconds, sharded=args.fsdp,
-              between=None if folder is None else folder.poll)
+    run = bounds(args, None if folder is None else folder.poll)
     prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens, process.device)
     trainee = Trainee(generator.audio, generator.denoiser).to(process.device)
     process.share_weights(trainee)
@@ -255,6 +258,19 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
         optimiser = train_distil(trainee, teacher, shard, prompts, process, run,
                                  distilling, partial(sheet, levels=distilling.samplers[0]))
     say(f'{args.stage} trained')
+    save_averaged(args, config, generator, optimiser, process, names)
+
+
+def bounds(args: argparse.Namespace, between: Callable[[], None] | None = None) -> Run:
+    """What the command line says about how long and how a stage runs."""
+    return Run(out=args.out, state=args.state, seconds=args.seconds, steps=args.steps,
+               until=args.until, resume=args.resume, seed=args.seed, accumulate=args.accumulate,
+               checkpoint_seconds=args.checkpoint_seconds, sharded=args.fsdp, between=between)
+
+
+def save_averaged(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
+                  optimiser: Optimiser, process: Process, names: tuple[str, ...]) -> None:
+    """Write averaged weights to the state folder and, of what was trained, to the output."""
     with averaged(optimiser):
         state = whole_state(generator)
     if process.leads:
@@ -268,6 +284,28 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
         plain.save(args.out / name, quantise=False, prefixes=names)
         save_parts(args.out / name, args.out)
         (args.out / name).unlink()
+
+
+def train_audio_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Generator,
+                      process: Process, say: Callable[[str], None],
+                      fresh: frozenset[str]) -> None:
+    """The audio encoder alone, on the speech library: no pictures are drawn."""
+    untrained = sorted(name for name in fresh if name.startswith('audio.'))
+    if untrained:
+        raise ValueError(f'the stage audio goes on from a trained encoder, but {untrained[0]!r} '
+                         f'is missing in {str(args.weights or args.state)!r}: give trained ones '
+                         f'with --weights (a first encoder: --audio-seconds of the stage '
+                         f'autoencoder)')
+    if args.fsdp:
+        raise ValueError('the audio encoder is too small to be split: leave out --fsdp')
+    library = SpeechLibrary.load(args.assets / 'speech' / 'speech.npz')
+    if args.seconds <= 0 and not args.steps:
+        say(f'{len(library.of_split("train"))} utterances to train on')
+        return
+    optimiser = train_hearing(generator.audio, library, process, bounds(args),
+                              options_from(args.config, HearingOptions()))
+    say('audio trained')
+    save_averaged(args, config, generator, optimiser, process, ('audio.',))
 
 
 def load_teacher(path: Path, config: GeneratorConfig, process: Process) -> Trainee:

@@ -62,12 +62,14 @@ from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 KEPT: Final = {'act': 0.05, 'in_view': 0.05, 'leave': 0.03, 'return': 0.12, 'back': 0.08,
-               'unaided': 0.3, 'bare': 0.17, 'usual': 0.2, 'switch': 0.25}
+               'unaided': 0.3, 'bare': 0.17, 'usual': 0.2, 'switch': 0.25, 'lips': 0.25}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
 after an absence as they come out with silent prompts; ``bare``: of stories that have nothing to
 fall silent about, as the generator has become; ``usual``: of clips, the same; ``switch``: of
-clips, what comes after a change of prompt."""
+clips, what comes after a change of prompt; ``lips``: mouths of clips."""
 AFTER_ABSENCE: Final = ('return', 'back')
+WORDS: Final = ('text_embedding.', '.text.k.', '.text.v.')
+"""Parts of the denoiser's names of what makes keys and values of a prompt's tokens."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class RecallOptions:
     ``worn_share`` of them put something on and keep it, ``removed_share`` put it on and take it
     off again; the rest wear nothing. ``usual``: segments played of each of as many clips, and
     ``switches``: segments of each of as many that are held on them. Of these, ``switch_chunks``
-    after a change of prompt are learnt, weighed around mouth and eyes.
+    after a change of prompt are learnt, weighed around mouth and eyes, and of all the mouth.
+    ``keeps_words``: what words mean stays as it is, that is, their embedding and the text
+    attention's keys and values: lessons know fewer phrasings than the generator does.
     ``jump_share``: of the stories in which something is worn, so many put it on by its name.
     ``word_drop``: up to so many of a prompt's tokens are kept from who learns, so that no single
     word is relied on.
@@ -106,6 +110,7 @@ class RecallOptions:
     removed_share: float = 0.2
     jump_share: float = 0.15
     word_drop: float = 0.3
+    keeps_words: bool = True
     speech_share: float = 0.5
     batch: int = 4
     peak_rate: float = 5e-5
@@ -329,12 +334,12 @@ def play_clips(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOp
 
 
 @torch.no_grad()
-def play_switches(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
-                  rng: np.random.Generator, count: int) -> list[Lesson]:
-    """Play ``count`` clips side by side, held on them; lessons of the segments in which the prompt
-    changes, with the clip's own latents for what comes after, out of noise alone."""
+def play_held(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
+              rng: np.random.Generator, count: int) -> Lessons:
+    """Play ``count`` clips side by side, held on them; lessons *switch* and *lips*, with the
+    clip's own latents for what comes next, out of noise alone."""
     rollout = Rollout(model.denoiser, shard, prompts, count, options.chunks, 0.0, captured=False)
-    lessons = []
+    lessons: Lessons = {'switch': [], 'lips': []}
     side, step = shard.config.autoencoder.latent_px, torch.arange(
         1 - options.switch_chunks, options.chunks, device=shard.device)
     for _ in range(options.switches):
@@ -345,17 +350,20 @@ def play_switches(model: Trainee, shard: Shard, prompts: Prompts, options: Recal
         # The first chunk of a clip follows none, so nothing changes there.
         changed = ids[clip, index.clamp_min(0)] != ids[clip, (index - 1).clamp_min(0)]
         recent = changed.unfold(1, options.switch_chunks, 1).any(-1)
-        weight = cell_weight(shard.chunk_marks(segment.clip, segment.at, options.chunks), side,
-                             options.mouth_weight, options.eye_weight)
-        weight = weight * recent[..., None, None, None]
-        weight = weight / weight.mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
+        marks = shard.chunk_marks(segment.clip, segment.at, options.chunks)
+        weights = {'switch': cell_weight(marks, side, options.mouth_weight, options.eye_weight)
+                   * recent[..., None, None, None],
+                   'lips': (cell_weight(marks, side, 1.0, 0.0) - 1.0)
+                   * segment.seen[..., None, None, None]}
         asked = replace(segment, noised=torch.randn_like(segment.noised),
                         level=torch.ones_like(segment.level))
-        for stream in torch.nonzero(recent.any(1)).flatten().tolist():
-            own = slice(stream, stream + 1)
-            lesson = part(asked, own)
-            lessons.append(Lesson(lesson, tokens[own].detach(), lesson.prompt_ids,
-                                  lesson.truth, weight[own]))
+        for kind, weight in weights.items():
+            mean = weight.mean((1, 2, 3, 4), keepdim=True)
+            for stream in torch.nonzero(mean.flatten() > 0.0).flatten().tolist():
+                own = slice(stream, stream + 1)
+                lesson = part(asked, own)
+                lessons[kind].append(Lesson(lesson, tokens[own].detach(), lesson.prompt_ids,
+                                            lesson.truth, weight[own] / mean[own]))
     return lessons
 
 
@@ -421,6 +429,10 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
                          f'chunks: raise away or chunks')
     process.share_weights(model)
     model.audio.requires_grad_(False)
+    frozen = [parameter for name, parameter in model.denoiser.named_parameters()
+              if options.keeps_words and any(part in f'.{name}' for part in WORDS)]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
                           betas=(0.9, 0.99), average_decay=options.average_decay,
                           settle_steps=options.settle_steps, final=0.1)
@@ -443,7 +455,8 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
             for kind, played in play(tutor, model, shard, prompts, options, rng, count).items():
                 lessons[kind] += played
             lessons['usual'] += play_clips(model, shard, prompts, options, rng, count)
-            lessons['switch'] += play_switches(model, shard, prompts, options, rng, count)
+            for kind, held in play_held(model, shard, prompts, options, rng, count).items():
+                lessons[kind] += held
             left -= count
         for each in lessons.values():
             ask(tutor, each, prompts, options.batch, commit_level)
@@ -480,4 +493,6 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
         stage.log.add(stage.step, gradient=optimiser.step(progress))
     stage.close()
     model.audio.requires_grad_(True)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     return optimiser

@@ -63,7 +63,7 @@ def _voice(name: str, engine: str, count: int, split: str = 'train', reads_test:
 
 
 def voices() -> list[Voice]:
-    """All voices with how much each reads, for about 80 minutes of speech."""
+    """All voices with how much each reads, for about 100 minutes of speech."""
     result = [
         _voice('joe', 'piper', 300, reads_test=True, length=1.0),
         _voice('joe-fast', 'piper', 110, length=0.85),
@@ -80,6 +80,17 @@ def voices() -> list[Voice]:
             f'espeak-{variant or "plain"}', 'espeak', 14, 'test' if number % 8 == 5 else 'train',
             variant=variant, accent=accents[number % len(accents)],
             pitch=35 + 7 * (number * 5 % 8), words_per_minute=140 + 10 * (number * 3 % 6)))
+    # After the others, so that who is tested stays who it was.
+    further = ('Alex', 'Alicia', 'Andy', 'Denis', 'Diogo', 'Gene', 'Henrique', 'Lee', 'Marco',
+               'Mario', 'adam', 'antonio', 'aunty', 'benjamin', 'boris', 'caleb', 'david',
+               'edward', 'f5', 'gustave', 'iven', 'iven2', 'john', 'm5', 'm6', 'm8', 'max',
+               'michel', 'norbert', 'pablo', 'quincy', 'robert', 'sandro', 'shelby', 'travis',
+               'victor')
+    for number, variant in enumerate(further):
+        result.append(_voice(
+            f'espeak-{variant}', 'espeak', 9, variant=variant,
+            accent=accents[number * 5 % len(accents)], pitch=30 + 9 * (number * 3 % 7),
+            words_per_minute=135 + 12 * (number * 5 % 7)))
     result += [
         _voice('kokoro-alpha', 'kokoro', 60, style='jf_alpha', speed=1.0),
         _voice('kokoro-kumo', 'kokoro', 70, reads_test=True, style='jm_kumo', speed=1.0),
