@@ -86,3 +86,15 @@ def test_an_unknown_option_is_named(tmp_path: Path) -> None:
     path.write_text('peek_rate: 1.0e-4\n')
     with pytest.raises(ValueError, match=r"unknown entry 'peek_rate'; known: .*'peak_rate'"):
         options_from(path, TeacherOptions())
+
+
+@pytest.mark.parametrize(('visible', 'index', 'expected'), [
+    (None, 1, 1), ('', None, 0), ('2', 0, 2), ('3,1', 1, 1), ('GPU-8a3b', 0, 0), ('5', 1, 1)])
+def test_pictures_are_drawn_on_the_card_that_is_seen(
+        visible: str | None, index: int | None, expected: int,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    device = torch.device('cpu') if index is None else torch.device('cuda', index)
+    assert Process(0, 1, device).egl_index == expected

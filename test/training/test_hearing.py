@@ -170,7 +170,15 @@ def test_correlations_are_by_voice_and_the_scale_is_the_models_own() -> None:
     windows = Windows(library(), TINY.audio, CPU)
     model = trainee().audio.eval()
     found = heard_jaw(model, windows)
-    assert found.shape == (3,) and bool((found.abs() <= 1.0).all())
+    jaw = MOUTH_UNITS.index('jawOpen')
+    for number, value in enumerate(found.tolist()):
+        mel, said, owner = windows.whole(torch.tensor([number]))
+        assert len(mel) == 15 and owner.unique().tolist() == [number]
+        with torch.no_grad():
+            heard = model.mouth(model(mel))[..., 0].flatten()
+        expected = torch.corrcoef(torch.stack([heard, said[..., jaw].flatten()]))[0, 1]
+        assert value == pytest.approx(float(expected), abs=1e-4)
+    torch.testing.assert_close(heard_jaw(model, windows, together=2), found)
     assert by_voice(torch.tensor([0.2, 0.4, 0.9]), windows) == pytest.approx(
         {'high': 0.9, 'low': 0.3})
     with torch.no_grad():

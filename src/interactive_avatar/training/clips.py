@@ -75,7 +75,7 @@ def predict_twins(generator: Generator, shard: Shard, options: ShardOptions, peo
         population = population.recombined(options.first_seed)
     renderer = Renderer(population.with_other_looks(options.first_seed + 1),
                         size=shard.config.autoencoder.picture_px,
-                        device_index=process.device.index or 0)
+                        device_index=process.egl_index)
     generator.eval()
     run = _encoder(generator, process)
     for index, play in enumerate(shard.performances[:count]):
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
                                render_seconds=float('inf'))
         shard = Shard.render(options, config, args.assets / 'people.npz',
                              args.assets / 'speech' / 'speech.npz', process.device,
-                             device_index=process.device.index or 0, say=say)
+                             device_index=process.egl_index, say=say)
         encode(generator, shard, process)
         shard.drop_frames()
         target = args.out / f'{PREFIX}{seed:09d}.pt'

@@ -49,6 +49,17 @@ class Process:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
+    @property
+    def egl_index(self) -> int:
+        """This process's GPU among EGL's devices, from which ``CUDA_VISIBLE_DEVICES`` hides
+        nothing: without looking there, all that are given a card of their own draw on the first.
+        """
+        index = self.device.index or 0
+        named = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+        own = named[index].strip() if index < len(named) else ''
+        # Names that are no numbers (GPU-8a3b…) say nothing about EGL's order.
+        return int(own) if own.isdecimal() else index
+
     def leave(self) -> None:
         """Wait for the other processes and end the group; the last thing a process does."""
         if self.world > 1:

@@ -208,24 +208,32 @@ class Windows:
         frame = (torch.rand(count, device=self.device) * self._length[which]).long()
         return *self.at(which, frame), which
 
-    def whole(self, which: int) -> tuple[Tensor, Tensor]:
-        """All windows of an utterance, and their curves."""
-        frame = torch.arange(0, int(self._length[which]), FRAMES_PER_CHUNK, device=self.device)
-        return self.at(torch.full_like(frame, which), frame)
+    def whole(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All windows of utterances [n], their curves, and the numbers of their utterances."""
+        chunks = (self._length[which] + FRAMES_PER_CHUNK - 1) // FRAMES_PER_CHUNK
+        owner = which.repeat_interleave(chunks)
+        first = (chunks.cumsum(0) - chunks).repeat_interleave(chunks)
+        frame = (torch.arange(len(owner), device=self.device) - first) * FRAMES_PER_CHUNK
+        return *self.at(owner, frame), owner
 
 
 @torch.no_grad()
-def heard_jaw(model: AudioEncoder, windows: Windows) -> Tensor:
+def heard_jaw(model: AudioEncoder, windows: Windows, together: int = 64) -> Tensor:
     """Correlation of the jaw's opening, as the model hears it, with the true one, for each
-    utterance [utterances]."""
-    result = []
-    jaw = windows.units.index('jawOpen')
-    for which in range(len(windows.utterances)):
-        mel, said = windows.whole(which)
-        pair = torch.stack([model.mouth(model(mel)).float()[..., 0].flatten(),
-                            said[..., jaw].flatten()])
-        result.append(torch.corrcoef(pair)[0, 1])
-    return torch.nan_to_num(torch.stack(result))
+    utterance [utterances], of which ``together`` are heard at a time."""
+    jaw, count = windows.units.index('jawOpen'), len(windows.utterances)
+    # Of each utterance: how many values, and sums of both, of their squares and of their product.
+    sums = torch.zeros((count, 6), dtype=torch.float64, device=windows.device)
+    for start in range(0, count, together):
+        which = torch.arange(start, min(start + together, count), device=windows.device)
+        mel, said, owner = windows.whole(which)
+        x = model.mouth(model(mel))[..., 0].double()
+        y = said[..., jaw].double()
+        terms = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], -1).sum(1)
+        sums.index_add_(0, owner, terms)
+    number, x, y, xx, yy, xy = sums.unbind(1)
+    spread = ((xx - x * x / number) * (yy - y * y / number)).clamp_min(1e-12).sqrt()
+    return ((xy - x * y / number) / spread).float()
 
 
 @torch.no_grad()

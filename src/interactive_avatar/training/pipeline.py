@@ -339,7 +339,7 @@ def prepare_shard(args: argparse.Namespace, config: GeneratorConfig, generator: 
         return Shard.of([state], config, process.device, seed)
     render = partial(Shard.render, config=config, people=people, speech=speech,
                      device=process.device, say=say,
-                     device_index=process.device.index or 0)
+                     device_index=process.egl_index)
     if args.stage == 'autoencoder':
         return render(options)
     # The denoiser needs no pictures: they are drawn and encoded in parts that fit the memory.
