@@ -40,7 +40,7 @@ OPTIONS = RecallOptions(stories=4, streams=2, away=(4, 4), batch=3, peak_rate=3e
 WORN = RecallOptions(worn_share=1.0, removed_share=0.0, jump_share=0.0)
 REMOVED = RecallOptions(worn_share=0.0, removed_share=1.0)
 BARE = RecallOptions(worn_share=0.0, removed_share=0.0)
-OTHERS = {'unaided', 'bare', 'usual', 'switch', 'lips'}
+OTHERS = {'unaided', 'bare', 'usual', 'switch', 'lips', 'turned'}
 """Kinds of lessons that are no kinds of segments."""
 
 
@@ -214,6 +214,23 @@ def test_after_a_switch_the_clip_itself_is_asked_for_out_of_noise() -> None:
         assert torch.equal(lesson.wanted[0], source.latents[clip, at:at + 10].float())
         assert (lesson.segment.level == 1.0).all()
         assert abs(float(lesson.segment.noised.mean())) < 0.1
+
+
+@torch.no_grad()
+def test_heads_are_turned_where_the_eyes_are_near_each_other() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    assert source.marks is not None
+    source.marks[:, :, 1] = torch.tensor([20.0, 30.0])
+    source.marks[:, :, 2] = torch.tensor([40.0, 30.0])
+    source.marks[:, 48:60, 2] = torch.tensor([36.0, 30.0])
+    held = play_held(trainee().eval(), source, prompts, replace(OPTIONS, switches=6),
+                     np.random.default_rng(3), 2)
+    assert held['turned']
+    for lesson in held['turned']:
+        at = int(lesson.segment.at)
+        assert lesson.weight is not None
+        counted = {at + int(k) for k in torch.nonzero(lesson.weight[0].amax((1, 2, 3))).flatten()}
+        assert counted == {12, 13, 14} & set(range(at, at + 10)) and counted
 
 
 def test_it_learns_to_do_without_the_words(tmp_path: Path) -> None:

@@ -62,11 +62,13 @@ from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 KEPT: Final = {'act': 0.05, 'in_view': 0.05, 'leave': 0.03, 'return': 0.12, 'back': 0.08,
-               'unaided': 0.3, 'bare': 0.17, 'usual': 0.2, 'switch': 0.25, 'lips': 0.25}
+               'unaided': 0.3, 'bare': 0.17, 'usual': 0.2, 'switch': 0.35, 'lips': 0.3,
+               'turned': 0.3}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
 after an absence as they come out with silent prompts; ``bare``: of stories that have nothing to
 fall silent about, as the generator has become; ``usual``: of clips, the same; ``switch``: of
-clips, what comes after a change of prompt; ``lips``: mouths of clips."""
+clips, what comes after a change of prompt; ``lips``: mouths of clips;
+``turned``: their turned heads."""
 AFTER_ABSENCE: Final = ('return', 'back')
 WORDS: Final = ('text_embedding.', '.text.k.', '.text.v.')
 """Parts of the denoiser's names of what makes keys and values of a prompt's tokens."""
@@ -80,7 +82,9 @@ class RecallOptions:
     ``worn_share`` of them put something on and keep it, ``removed_share`` put it on and take it
     off again; the rest wear nothing. ``usual``: segments played of each of as many clips, and
     ``switches``: segments of each of as many that are held on them. Of these, ``switch_chunks``
-    after a change of prompt are learnt, weighed around mouth and eyes, and of all the mouth.
+    after a change of prompt are learnt, weighed around mouth and eyes, of all the mouth, and
+    those in which the eyes are nearer to each other than ``turned_below`` of their distance in a
+    clip's frontal frames.
     ``keeps_words``: what words mean stays as it is, that is, their embedding and the text
     attention's keys and values: lessons know fewer phrasings than the generator does.
     ``jump_share``: of the stories in which something is worn, so many put it on by its name.
@@ -104,6 +108,7 @@ class RecallOptions:
     switch_chunks: int = 2
     mouth_weight: float = 8.0
     eye_weight: float = 6.0
+    turned_below: float = 0.9
     rounds: int = 8
     remembered: int = 2
     worn_share: float = 0.5
@@ -333,13 +338,26 @@ def play_clips(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOp
     return lessons
 
 
+def turned(shard: Shard, segment: Segment, below: float) -> Tensor:
+    """Chunks of a segment, bool [B, T], in which the eyes are nearer to each other than ``below``
+    of their distance in the clip's frontal frames (nine tenths of all are nearer than that)."""
+    assert shard.marks is not None
+
+    def apart(marks: Tensor) -> Tensor:
+        return (marks[..., 1, :] - marks[..., 2, :]).norm(dim=-1)
+
+    frontal = apart(shard.marks[segment.clip]).quantile(0.9, 1, keepdim=True)
+    chunks = shard.chunk_marks(segment.clip, segment.at, segment.seen.shape[1])
+    return apart(chunks) < below * frontal
+
+
 @torch.no_grad()
 def play_held(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
               rng: np.random.Generator, count: int) -> Lessons:
-    """Play ``count`` clips side by side, held on them; lessons *switch* and *lips*, with the
-    clip's own latents for what comes next, out of noise alone."""
+    """Play ``count`` clips side by side, held on them; lessons *switch*, *lips* and *turned*,
+    with the clip's own latents for what comes next, out of noise alone."""
     rollout = Rollout(model.denoiser, shard, prompts, count, options.chunks, 0.0, captured=False)
-    lessons: Lessons = {'switch': [], 'lips': []}
+    lessons: Lessons = {'switch': [], 'lips': [], 'turned': []}
     side, step = shard.config.autoencoder.latent_px, torch.arange(
         1 - options.switch_chunks, options.chunks, device=shard.device)
     for _ in range(options.switches):
@@ -351,13 +369,14 @@ def play_held(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOpt
         changed = ids[clip, index.clamp_min(0)] != ids[clip, (index - 1).clamp_min(0)]
         recent = changed.unfold(1, options.switch_chunks, 1).any(-1)
         marks = shard.chunk_marks(segment.clip, segment.at, options.chunks)
-        weights = {'switch': cell_weight(marks, side, options.mouth_weight, options.eye_weight)
-                   * recent[..., None, None, None],
-                   'lips': (cell_weight(marks, side, 1.0, 0.0) - 1.0)
-                   * segment.seen[..., None, None, None]}
+        face = cell_weight(marks, side, options.mouth_weight, options.eye_weight)
+        counted = {'switch': (recent, face),
+                   'lips': (segment.seen, cell_weight(marks, side, 1.0, 0.0) - 1.0),
+                   'turned': (segment.seen & turned(shard, segment, options.turned_below), face)}
         asked = replace(segment, noised=torch.randn_like(segment.noised),
                         level=torch.ones_like(segment.level))
-        for kind, weight in weights.items():
+        for kind, (chunks, cells) in counted.items():
+            weight = cells * chunks[..., None, None, None]
             mean = weight.mean((1, 2, 3, 4), keepdim=True)
             for stream in torch.nonzero(mean.flatten() > 0.0).flatten().tolist():
                 own = slice(stream, stream + 1)
