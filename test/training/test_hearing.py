@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import ALONE, CPU, TINY, trainee
 
+from interactive_avatar.generator.networks import Generator
 from interactive_avatar.media.mel import MEL_BANDS, MEL_CEILING_LN, MEL_FLOOR_LN, MEL_MAX_HZ
+from interactive_avatar.training import pipeline
 from interactive_avatar.training.hearing import (
     TELEPHONE_HZ,
     HearingOptions,
@@ -187,3 +189,53 @@ def test_correlations_are_by_voice_and_the_scale_is_the_models_own() -> None:
     matrix, offset = unit_scale(model, windows, 256)
     torch.testing.assert_close(offset, torch.arange(16) / 16.0, atol=2e-3, rtol=0)
     assert float(matrix.abs().max()) < 5e-3
+
+
+def packed(folder: Path) -> None:
+    """The library as `training.speech.pack` leaves it."""
+    source = library()
+    (folder / 'speech').mkdir()
+    np.savez(folder / 'speech' / 'speech.npz', curves=source.curves, units=MOUTH_UNITS,
+             mel_differences=np.diff(source.mel, axis=1, prepend=np.uint8(0)),
+             voice=[u.voice for u in source.utterances],
+             test=[u.split == 'test' for u in source.utterances],
+             text=[u.text for u in source.utterances],
+             table=[(u.start, u.length, u.speech_start, u.speech_end)
+                    for u in source.utterances])
+
+
+def test_the_command_trains_the_audio_encoder_alone_and_goes_on(tmp_path: Path) -> None:
+    packed(tmp_path)
+    before = Generator(TINY)
+    before.save(tmp_path / 'weights.safetensors', quantise=False)
+    config = tmp_path / 'audio.yaml'
+    config.write_text('batch: 8\npeak_rate: 0.1\nsettle_steps: 1\naverage_decay: 0.1\n')
+    common = ['audio', '--assets', str(tmp_path), '--state', str(tmp_path / 'state'), '--config',
+              str(config), '--out', str(tmp_path / 'out')]
+    given = ['--weights', str(tmp_path / 'weights.safetensors')]
+    assert pipeline.main([*common, *given, '--steps', '2', '--until', '0.5']) == 0
+    halfway = torch.load(tmp_path / 'state' / 'audio.0.pt', weights_only=True)
+    assert pipeline.main([*common, '--steps', '2', '--resume']) == 0
+    finished = torch.load(tmp_path / 'state' / 'audio.0.pt', weights_only=True)
+    # The tutor of a call that goes on is the first one's, not what that call left.
+    for name, value in before.audio.state_dict().items():
+        assert torch.equal(finished['tutor'][name], halfway['tutor'][name])
+        torch.testing.assert_close(halfway['tutor'][name], value, atol=2e-3, rtol=0)
+    assert (halfway['step'], finished['step']) == (1, 2)
+    part = tmp_path / 'out' / 'generator.safetensors.part00'
+    after = Generator(TINY)
+    left = after.load(part, partial=True)
+    assert not any(name.startswith('audio.') for name in left)
+    assert any(name.startswith('denoiser.') for name in left)
+    whole = Generator(TINY)
+    assert not whole.load(tmp_path / 'state' / 'generator.safetensors')
+    old, new = before.state_dict(), whole.state_dict()
+    changed = {name for name in old if not torch.allclose(old[name], new[name], atol=2e-3)}
+    assert changed and all(name.startswith('audio.') for name in changed)
+
+
+def test_the_command_wants_a_trained_encoder(tmp_path: Path) -> None:
+    packed(tmp_path)
+    with pytest.raises(ValueError, match="goes on from a trained encoder, but 'audio"):
+        pipeline.main(['audio', '--assets', str(tmp_path), '--state', str(tmp_path / 'state'),
+                       '--out', str(tmp_path / 'out'), '--steps', '1'])

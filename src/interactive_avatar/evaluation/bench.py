@@ -376,6 +376,14 @@ def bench_lips(args: argparse.Namespace) -> dict[str, Any]:
         save=args.out / 'lips' if args.save_videos else None))
 
 
+def bench_hearing(args: argparse.Namespace) -> dict[str, Any]:
+    """How well audio encoders hear voices that they were never trained on."""
+    from interactive_avatar.evaluation import bench_hearing as hearing
+
+    return hearing.run(hearing.Options(tuple(args.models), args.set or hearing.SHIPPED_SET,
+                                       args.speech))
+
+
 def bench_latents(args: argparse.Namespace) -> dict[str, Any]:
     """What decoders make of the latents of true pictures."""
     from interactive_avatar.evaluation import bench_latents as latents
@@ -586,6 +594,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),
                       help='speech library with its sound beside it, for --make-set')
     kind.set_defaults(carry_out=bench_lips)
+    kind = kinds.add_parser('hearing', parents=[common],
+                            help='how well audio encoders hear a mouth, of voices that they were '
+                                 'never trained on (seconds)')
+    kind.add_argument('models', type=Path, nargs='*', default=[Path('models/compact')],
+                      help='folders of models')
+    kind.add_argument('--set', type=Path, metavar='FOLDER',
+                      help='held-out set (default: the one that ships)')
+    kind.add_argument('--speech', type=Path, default=Path('assets/speech/speech.npz'),
+                      help='packed speech library, whose test voices are heard too')
+    kind.set_defaults(carry_out=bench_hearing)
     kind = kinds.add_parser('latents', parents=[common],
                             help='what decoders make of true latents: error, seams, lips (needs '
                                  'the training assets)')

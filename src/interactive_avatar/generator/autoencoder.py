@@ -130,8 +130,6 @@ class Decoder(nn.Module):
         self.frames = config.frames
         self.shuffle = shuffle = config.pixel_shuffle
         self.last_share = config.last_share
-        # Not of larger pictures: at 512×512 pooling took most of the time on two cores;
-        # sums were not timed there yet (docs/training.md).
         self.smoothing = shuffle
         self.stem = nn.Conv2d(3 * config.latent_channels, w0, 3, padding=1)
         self.stage1 = nn.Sequential(*[ResidualBlock(w0) for _ in range(n0)])

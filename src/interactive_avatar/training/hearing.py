@@ -264,17 +264,18 @@ def train_hearing(model: AudioEncoder, library: SpeechLibrary, process: Process,
     process.share_weights(model)
     device, cuda = process.device, process.device.type == 'cuda'
     tutor = copy.deepcopy(model).eval().requires_grad_(False)
+    optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
+                          average_decay=options.average_decay,
+                          settle_steps=options.settle_steps)
+    stage = Stage('audio', process, run)
+    # A call that goes on may be given what the one before left, which is no tutor any more.
+    stage.keep(model=optimiser, tutor=tutor)
     windows = Windows(library, model.config, device, voice_power=options.voice_power)
     low, high = options.trust
     trusted = ((heard_jaw(tutor, windows) - low) / (high - low)).clamp(0.0, 1.0)
     matrix, offset = unit_scale(tutor, windows)
     with torch.no_grad():
         spread = tutor(windows.draw(1024)[0]).float().var((0, 1)).mean()
-    optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
-                          average_decay=options.average_decay,
-                          settle_steps=options.settle_steps)
-    stage = Stage('audio', process, run)
-    stage.keep(model=optimiser)
     if cuda and run.compiled:
         compile_layers('forward', model, tutor)
     for progress in stage.steps():
@@ -291,7 +292,7 @@ def train_hearing(model: AudioEncoder, library: SpeechLibrary, process: Process,
             mouth = F.l1_loss(units, said @ matrix + offset)
             optimiser.backward(share * (options.token_weight * same
                                         + options.mouth_weight * mouth))
-            stage.log.add(stage.step, tokens=same, mouth=mouth)
+            stage.log.add(stage.step, tokens=same.detach(), mouth=mouth.detach())
         optimiser.step(progress)
     stage.close()
     return optimiser

@@ -52,6 +52,8 @@ from interactive_avatar.training.teacher import TeacherOptions, train_teacher
 WEIGHTS = 'generator.safetensors'
 TEACHER = 'teacher.safetensors'
 STAGES = ('teacher', 'memory', 'student', 'distil', 'recall')
+"""Those that learn from latents of clips."""
+RESUMED = (*STAGES, 'audio')
 CLIPS_AT_ONCE = 110
 """Clips whose pictures are held at a time: 22 GB at 40 s and 256×256."""
 
@@ -64,9 +66,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help='wall time of the stage; 0 (and no --steps) only prepares the data')
     parser.add_argument('--steps', type=int, default=0,
                         help='length of the schedule in steps, instead of --seconds '
-                             f'({", ".join(STAGES)})')
+                             f'({", ".join(RESUMED)})')
     parser.add_argument('--resume', action='store_true',
-                        help=f'go on from where an earlier call ended ({", ".join(STAGES)})')
+                        help=f'go on from where an earlier call ended ({", ".join(RESUMED)})')
     parser.add_argument('--checkpoint-seconds', type=float, default=600.0,
                         help='how often state and samples are written beside the end')
     parser.add_argument('--seed', type=int, default=0)

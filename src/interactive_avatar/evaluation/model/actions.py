@@ -45,8 +45,8 @@ ACTION_CHUNKS: Final = 10
 """1.6 s: as long as the reasoning module holds a gesture without words."""
 SETTLE_CHUNKS: Final = 6
 STRIP_FRAMES: Final = (BEFORE_FRAMES - 1, 24, 34, 44, 54, BEFORE_FRAMES + AFTER_FRAMES - 1)
-QUICK: Final = ('nod', 'shake_head', 'smile', 'look left', 'tilt_head', 'wear glasses',
-                'step_out', 'come_back')
+QUICK: Final = ('nod', 'shake_head', 'smile', 'frown', 'raise_eyebrows', 'look_surprised',
+                'look left', 'tilt_head', 'wear glasses', 'step_out', 'come_back')
 
 
 @dataclass(frozen=True)

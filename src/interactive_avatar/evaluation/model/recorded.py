@@ -136,11 +136,16 @@ def openness(clip: Clip, aligner: Any) -> NDArray[np.float32] | None:
     return mouth_opening(units)
 
 
+def levelled(samples: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Samples [n] with their loudest at `PEAK`."""
+    loudest = max(1, int(np.abs(samples.astype(np.int32)).max()))
+    return np.rint(samples * (PEAK / loudest)).astype(np.int16)
+
+
 def speak(clip: Clip, reference: NDArray[np.uint8], player: Player) -> NDArray[np.uint8]:
     """Frames of a person who says a clip, from its first sample on."""
     lead = round(LEAD_S * SAMPLE_RATE_HZ / CHUNK_SAMPLES)
-    loudest = max(1, int(np.abs(clip.samples.astype(np.int32)).max()))
-    level = np.rint(clip.samples * (PEAK / loudest)).astype(np.int16)
+    level = levelled(clip.samples)
     sound = np.concatenate([np.zeros(lead * CHUNK_SAMPLES, np.int16), level])
     world = WorldState()
     rest, talk = stable_prompt(world), action_prompt('talk', world)
