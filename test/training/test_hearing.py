@@ -239,3 +239,8 @@ def test_the_command_wants_a_trained_encoder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="goes on from a trained encoder, but 'audio"):
         pipeline.main(['audio', '--assets', str(tmp_path), '--state', str(tmp_path / 'state'),
                        '--out', str(tmp_path / 'out'), '--steps', '1'])
+
+
+def test_trust_that_does_not_rise_is_refused() -> None:
+    with pytest.raises(ValueError, match='the lower one first'):
+        HearingOptions(trust=(0.9, 0.9))

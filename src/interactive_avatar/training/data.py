@@ -220,9 +220,8 @@ class Shard:
         step = torch.arange(a.window_mels, device=self.device)
         index = (chunk[:, None] * FRAMES_PER_CHUNK - a.past_frames) * 4 + step
         inside = (index >= 0) & (index < self.mel.shape[1])
-        data = self.mel[clip[:, None], index.clamp(0, self.mel.shape[1] - 1)].float()
-        mel = data / 255.0 * (MEL_CEILING_LN - MEL_FLOOR_LN) + MEL_FLOOR_LN
-        return torch.where(inside[..., None], mel, MEL_FLOOR_LN)
+        data = self.mel[clip[:, None], index.clamp(0, self.mel.shape[1] - 1)]
+        return torch.where(inside[..., None], mel_nepers(data), MEL_FLOOR_LN)
 
     def audio_windows(self, batch: int) -> tuple[Tensor, Tensor]:
         """Random windows and the mouth units of their chunk's frames, [B, 4, 16]."""
@@ -305,6 +304,11 @@ class Shard:
             setattr(shard, name, torch.cat([state[name].to(device) for state in states]))
         shard.length = shard.mouth.shape[1]
         return shard
+
+
+def mel_nepers(data: Tensor) -> Tensor:
+    """Log-mel values, nepers, of bytes of any shape (`media.mel.mel_to_bytes`)."""
+    return data.float() / 255.0 * (MEL_CEILING_LN - MEL_FLOOR_LN) + MEL_FLOOR_LN
 
 
 def cell_weight(marks_px: Tensor, side: int, mouth_weight: float, eye_weight: float) -> Tensor:

@@ -37,6 +37,7 @@ from interactive_avatar.media.mel import (
 )
 from interactive_avatar.training.audio import disturb
 from interactive_avatar.training.common import Process
+from interactive_avatar.training.data import mel_nepers
 from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME, SpeechLibrary
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
@@ -61,6 +62,9 @@ class HearingOptions:
         trust: correlation of the jaw as the tutor hears it with the true one, of an utterance,
             below which its tokens count nothing, and above which they count fully.
         voice_power: voices are drawn by their amount of speech to this power.
+
+    Raises:
+        ValueError: if the bounds of ``trust`` do not rise.
     """
 
     batch: int = 512
@@ -78,6 +82,10 @@ class HearingOptions:
     weight_decay: float = 1e-3
     average_decay: float = 0.998
     settle_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if not self.trust[0] < self.trust[1]:
+            raise ValueError(f'trust is {self.trust}: give two correlations, the lower one first')
 
 
 def band_hz(bands: Tensor) -> Tensor:
@@ -166,10 +174,14 @@ def another_voice(mel: Tensor, options: HearingOptions) -> Tensor:
 
 
 class Windows:
-    """Windows of a speech library's training voices.
+    """Windows of a speech library's voices, those for training or for tests.
 
     Args:
-        library: its utterances. voice_power: see `HearingOptions`.
+        library: its utterances. device: where they lie. split: train or test.
+        voice_power: see `HearingOptions`.
+
+    Raises:
+        ValueError: if there are no utterances of this split.
     """
 
     def __init__(self, library: SpeechLibrary, config: AudioConfig, device: torch.device,
@@ -195,8 +207,7 @@ class Windows:
         step = torch.arange(a.window_mels, device=self.device)
         index = (frame[:, None] - a.past_frames) * hop + step
         inside = (index >= 0) & (index < length * hop)
-        data = self._mel[(start * hop + index).clamp(0, len(self._mel) - 1)].float()
-        mel = data / 255.0 * (MEL_CEILING_LN - MEL_FLOOR_LN) + MEL_FLOOR_LN
+        mel = mel_nepers(self._mel[(start * hop + index).clamp(0, len(self._mel) - 1)])
         frames = frame[:, None] + torch.arange(FRAMES_PER_CHUNK, device=self.device)
         said = self._curves[start + torch.minimum(frames, length - 1)].float() / 255.0
         return (torch.where(inside[..., None], mel, MEL_FLOOR_LN),
@@ -259,7 +270,15 @@ def by_voice(correlations: Tensor, windows: Windows) -> dict[str, float]:
 
 def train_hearing(model: AudioEncoder, library: SpeechLibrary, process: Process, run: Run,
                   options: HearingOptions | None = None) -> Optimiser:
-    """Train in place; raw weights stay in ``model``, their average in the result."""
+    """Train in place; raw weights stay in ``model``, their average in the result.
+
+    Args:
+        model: a trained encoder; as it comes it is the tutor.
+        library: whose training voices are heard; no pictures are needed.
+
+    Raises:
+        ValueError: if the library has no training voices.
+    """
     options = options or HearingOptions()
     process.share_weights(model)
     device, cuda = process.device, process.device.type == 'cuda'
@@ -273,6 +292,8 @@ def train_hearing(model: AudioEncoder, library: SpeechLibrary, process: Process,
     windows = Windows(library, model.config, device, voice_power=options.voice_power)
     low, high = options.trust
     trusted = ((heard_jaw(tutor, windows) - low) / (high - low)).clamp(0.0, 1.0)
+    # The same windows in all processes and calls.
+    torch.manual_seed(run.seed)
     matrix, offset = unit_scale(tutor, windows)
     with torch.no_grad():
         spread = tutor(windows.draw(1024)[0]).float().var((0, 1)).mean()
