@@ -55,8 +55,8 @@ def test_actions_have_more_wordings_than_worlds_and_some_are_never_trained_on() 
     assert action_prompt('wear', world, 21, object='hat') == 'The woman puts on the new hat'
     assert action_prompt('wear', world, 10, object='glasses') == (
         'A person takes glasses and puts them on')
-    with pytest.raises(ValueError, match='use 0 to 25'):
-        action_prompt('nod', world, 26)
+    with pytest.raises(ValueError, match='use 0 to 28'):
+        action_prompt('nod', world, 29)
     with pytest.raises(ValueError, match='use 0 to 13'):
         stable_prompt(world, 14)
 

@@ -103,7 +103,7 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Diffusion transformer."""
+    """Diffusion transformer; ``refiner_layers`` of its token refiner, 0 for none."""
 
     width: int = 384
     heads: int = 6
@@ -112,6 +112,9 @@ class DenoiserConfig:
     patch: int = 2
     text_width: int = 384
     text_tokens: int = 20
+    refiner_layers: int = 0
+    refiner_heads: int = 6
+    refiner_ffn_width: int = 768
     rope_split: tuple[int, int, int] = (24, 20, 20)
     rope_theta: float = 100.0
     frequency_width: int = 256

@@ -35,6 +35,7 @@ from interactive_avatar.generator.positions import (
     clip_table,
     entry_table,
 )
+from interactive_avatar.generator.refiner import TokenRefiner
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -239,6 +240,7 @@ class Denoiser(nn.Module):
         self.text_embedding = nn.Sequential(
             nn.Linear(d.text_width, d.width), nn.GELU(approximate='tanh'),
             nn.Linear(d.width, d.width))
+        self.refiner = TokenRefiner(d) if d.refiner_layers else None
         blocks = [Block(d, config.audio.width) for _ in range(d.layers)]
         self.blocks = nn.ModuleList(blocks)
         self.compressor = MemoryCompressor(config)
@@ -272,6 +274,8 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.previous_embedding.weight)
         nn.init.zeros_(self.previous_head.weight)
         nn.init.zeros_(self.compressor.out.weight)
+        if self.refiner is not None:
+            self.refiner.begin()
 
     @property
     def layers(self) -> list[Block]:
@@ -294,12 +298,19 @@ class Denoiser(nn.Module):
             out = out + self.previous_head(before)
         return unpatchify(out, self.config.denoiser.patch, self.config.autoencoder.latent_px)
 
+    def embed_text(self, text: Tensor) -> Tensor:
+        """States of the text encoder [N, n, text width] as the text attention's source tokens,
+        [N, n, width]."""
+        refined = text if self.refiner is None else self.refiner(text)
+        embedded: Tensor = self.text_embedding(refined)
+        return embedded
+
     def text_cache(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a prompt in every layer; [B, n, text width] -> 2 × [B, L, H, n, hw].
 
         This is all that switching a prompt needs (Cache-Switching).
         """
-        embedded = self.text_embedding(text)
+        embedded = self.embed_text(text)
         pairs = [block.text.project(embedded) for block in self.layers]
         return torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
 
@@ -426,7 +437,7 @@ class Denoiser(nn.Module):
         embedded, modulations = self.time_modulation(level)
         _, still = self.time_modulation(torch.zeros_like(level[:1]))
         mask = F.pad(w.mask, (0, x.shape[1])).flatten(0, 1)[:, None, None].to(x.dtype)
-        text = self.text_embedding(w.text)
+        text = self.embed_text(w.text.flatten(0, 1)).unflatten(0, w.text.shape[:2])
         text_bias = torch.gather(w.text_mask, 1, w.text_index[..., None].expand(
             -1, -1, w.text_mask.shape[-1])).flatten(0, 1)[:, None, None].to(x.dtype)
         text_rows = one_hot(w.text_index, text.shape[1])
@@ -509,7 +520,7 @@ class Denoiser(nn.Module):
         embedded, modulations = self.time_modulation(c.level.flatten())
         _, still = self.time_modulation(torch.zeros_like(c.level[:1, 0]))
         mask = F.pad(c.mask, (0, frames * x.shape[1]))[:, None, None].to(x.dtype)
-        text = self.text_embedding(c.text)
+        text = self.embed_text(c.text.flatten(0, 1)).unflatten(0, c.text.shape[:2])
         text_bias = torch.gather(c.text_mask, 1, c.text_index[..., None].expand(
             -1, -1, c.text_mask.shape[-1])).flatten(0, 1)[:, None, None].to(x.dtype)
         text_rows = one_hot(c.text_index, text.shape[1])

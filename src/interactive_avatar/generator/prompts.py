@@ -9,7 +9,8 @@ user is left to the text encoder to generalise to.
 
 Every prompt has several phrasings, its variants. Variant 0 is the canonical one, used at run time.
 `HELD_OUT_VARIANTS` are never trained on: they measure how well other wordings are understood.
-Actions have further ones, since an action that is known by a few phrases only is missed in others.
+Actions have further ones, since an action that is known by a few phrases only is missed in others,
+and `FRESH_VARIANTS`, never trained on either, by a writer who knew none of these.
 
 Directions are the viewer's: `left` is the left of the picture.
 """
@@ -25,6 +26,8 @@ from typing import Final
 from interactive_avatar.generator.wordings import (
     ACTS,
     AWAY,
+    FRESH_ACTS,
+    FRESH_SUBJECTS,
     MORE_ACTS,
     MORE_SUBJECTS,
     STABLE,
@@ -39,10 +42,11 @@ EXPRESSIONS: Final = ('neutral', 'smile', 'frown', 'surprise')
 EMOTIONS: Final = ('neutral', 'happy', 'sad', 'surprised')
 OBJECTS: Final = ('glasses', 'hat')
 
-# Phrasings of stable prompts; action prompts have these and `MORE_VARIANTS`.
+# Phrasings of stable prompts; action prompts have these, `MORE_VARIANTS` and `FRESH_VARIANTS`.
 VARIANTS: Final = 14
 HELD_OUT_VARIANTS: Final = (12, 13)
 MORE_VARIANTS: Final = 12
+FRESH_VARIANTS: Final = (26, 27, 28)
 # Averted gazes have 128 worlds, each rarer than the 32 that look at the user: fewer phrasings of
 # each keep the table of text embeddings small on the training machine.
 TRAINED_VARIANTS_AVERTED: Final = 8
@@ -128,12 +132,26 @@ class Prompt:
 
 
 def _subject(worn: tuple[str, ...], variant: int) -> str:
-    who, how = (*SUBJECTS, *MORE_SUBJECTS)[variant]
+    who, how = (*SUBJECTS, *MORE_SUBJECTS, *FRESH_SUBJECTS)[variant]
     return f'{who} {how} {WORN[worn]}' if worn else who
 
 
 def _with_object(world: WorldState, name: str, worn: bool) -> WorldState:
     return replace(world, glasses=worn) if name == 'glasses' else replace(world, hat=worn)
+
+
+def in_words(action: str, world: WorldState, phrase: str, subject: int = 0,
+             **slots: str) -> str:
+    """An action prompt in other words than those of `action_prompt`.
+
+    Args:
+        action, world, **slots: as of `action_prompt`.
+        phrase: what follows the subject.
+        subject: which variant's subject stands before it.
+    """
+    changed = check_slots(action, slots).get('object')
+    worn = tuple(name for name in world.worn if name != changed)
+    return _sentence(f'{_subject(worn, subject)} {phrase}')
 
 
 def _check_variant(variant: int, count: int) -> None:
@@ -206,22 +224,20 @@ def action_prompt(action: str, world: WorldState, variant: int = 0, **slots: str
     Args:
         action: one of `ACTIONS`.
         world: the world before the action; only worn objects and `in_view` matter.
-        variant: phrasing, 0 to `VARIANTS` + `MORE_VARIANTS` - 1; 0 is the one used at run time.
+        variant: phrasing, 0 to the last of `FRESH_VARIANTS`; 0 is the one used at run time.
         **slots: see `ACTION_SLOTS`.
 
     Raises:
         ValueError: on an unknown action, slot, value or variant, or a missing `object`.
     """
-    _check_variant(variant, VARIANTS + MORE_VARIANTS)
+    _check_variant(variant, VARIANTS + MORE_VARIANTS + len(FRESH_VARIANTS))
     filled = check_slots(action, slots)
     if not world.in_view and action != 'come_back':
         return stable_prompt(world, variant % VARIANTS)
-    worn = world.worn
     values: dict[str, str] = {}
     key = ''
     if action in ('wear', 'remove'):
         name = filled['object']
-        worn = tuple(item for item in worn if item != name)
         values = {'object': name if action == 'remove' else WORN[(name,)], 'plain': name}
     elif action == 'look':
         direction = filled['direction']
@@ -230,10 +246,11 @@ def action_prompt(action: str, world: WorldState, variant: int = 0, **slots: str
             values = {'to': TO[direction], 'alt': TO_ALT[direction]}
     elif action == 'talk':
         key = filled['emotion']
-    phrase = (*ACTS[action, key], *MORE_ACTS[action, key])[variant].format(**values)
+    fresh = FRESH_ACTS[action, next(iter(filled.values()), '')]
+    phrase = (*ACTS[action, key], *MORE_ACTS[action, key], *fresh)[variant].format(**values)
     if values.get('plain') == 'glasses':
         phrase = phrase.replace(' it', ' them')
-    return _sentence(f'{_subject(worn, variant)} {phrase}')
+    return in_words(action, world, phrase, variant, **filled)
 
 
 def after(action: str, world: WorldState, **slots: str) -> WorldState:

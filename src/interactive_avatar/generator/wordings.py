@@ -280,3 +280,76 @@ MORE_ACTS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
         'concentrates on your words', 'starts to listen', 'stays quiet and listens',
         'is attentive'),
 }
+
+# Phrasings of actions that are never trained on, like `HELD_OUT_VARIANTS` of the others, and that
+# were written by somebody who had seen none of those: how a prompt in anybody's words fares. The
+# second is a slot's value.
+FRESH_SUBJECTS: Final = (
+    ('a young woman', 'wearing'), ('our host', 'with'), ('the figure', 'in'),
+)
+FRESH_ACTS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
+    ('nod', ''): (
+        'nods in agreement', 'bobs their head as if saying yep', 'gives a small affirmative nod'),
+    ('shake_head', ''): (
+        'shakes their head no', 'wags their head like no way',
+        'gives a slow, refusing shake of the head'),
+    ('smile', ''): (
+        'starts smiling', 'cracks a grin', 'breaks into a warm smile'),
+    ('frown', ''): (
+        'pulls a grumpy face', 'scowls, brow darkening',
+        'furrows the brows and turns the mouth corners down'),
+    ('look_surprised', ''): (
+        'appears astonished', 'goes all wide-eyed like whoa',
+        'reacts with a start, jaw dropping'),
+    ('look', 'left'): (
+        'turns to face left', 'peeks over to the left', 'glances off, screen left'),
+    ('look', 'right'): (
+        'turns to face right', 'peeks over to the right', 'glances off, screen right'),
+    ('look', 'up'): (
+        'turns their face to the ceiling', 'stares up at the sky', 'lifts their gaze heavenward'),
+    ('look', 'down'): (
+        'turns their face to the floor', 'stares at their shoes',
+        'lowers their gaze to the ground'),
+    ('look', 'user'): (
+        'faces the camera again', 'looks straight at you', "meets the viewer's eye once more"),
+    ('tilt_head', ''): (
+        'leans their head to one side', 'cocks their head like a curious puppy',
+        'lets their head loll toward one shoulder'),
+    ('raise_eyebrows', ''): (
+        'lifts both brows', 'hikes up their eyebrows', 'arches both brows, otherwise deadpan'),
+    ('think', ''): (
+        'ponders something', 'mulls it over for a sec', 'pauses, lost in thought'),
+    ('lean_closer', ''): (
+        'moves nearer to the camera', 'scoots in close to the lens',
+        'leans in, filling the frame'),
+    ('wear', 'glasses'): (
+        'puts on a pair of spectacles', 'pops their specs on',
+        'slides eyeglasses onto their nose'),
+    ('wear', 'hat'): (
+        'puts on a cap', 'plops a hat on their head', 'dons a fedora'),
+    ('remove', 'glasses'): (
+        'takes off their spectacles', 'whips their specs off',
+        'slips the eyeglasses from their face'),
+    ('remove', 'hat'): (
+        'takes off their cap', 'yanks the hat off their head', 'doffs their fedora'),
+    ('step_out', ''): (
+        'takes off and is gone from the shot', 'exits frame',
+        'moves out of the picture, leaving the scene empty'),
+    ('come_back', ''): (
+        'returns to view', 'pops back into the shot', 're-enters the empty frame'),
+    ('talk', 'neutral'): (
+        'speaks in a normal voice', 'just chats away matter-of-factly',
+        'delivers the line flatly, without emotion'),
+    ('talk', 'happy'): (
+        'chatters away in a great mood', 'delivers the line, beaming with joy',
+        'speaks with a joyful, upbeat expression'),
+    ('talk', 'sad'): (
+        'speaks sorrowfully', 'says sorry, sounding really down',
+        'delivers the line with a heavy heart'),
+    ('talk', 'surprised'): (
+        'speaks in amazement', 'blurts out words like no way, really',
+        'exclaims the line in disbelief'),
+    ('listen', ''): (
+        'pays attention to what you are saying', "hangs silently on the viewer's every word",
+        'attentively hears the user out without speaking'),
+}

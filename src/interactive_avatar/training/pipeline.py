@@ -40,6 +40,7 @@ from interactive_avatar.training.distil import DistilOptions, train_distil
 from interactive_avatar.training.hearing import HearingOptions, train_hearing
 from interactive_avatar.training.memory import MemoryOptions, train_memory
 from interactive_avatar.training.prompts import Prompts
+from interactive_avatar.training.reading import ReadingOptions, train_reading
 from interactive_avatar.training.recall import RecallOptions, train_recall
 from interactive_avatar.training.rollout import predict_shard
 from interactive_avatar.training.samples import write_samples
@@ -51,8 +52,9 @@ from interactive_avatar.training.teacher import TeacherOptions, train_teacher
 
 WEIGHTS = 'generator.safetensors'
 TEACHER = 'teacher.safetensors'
-STAGES = ('teacher', 'memory', 'student', 'distil', 'recall')
+STAGES = ('teacher', 'memory', 'student', 'distil', 'recall', 'text')
 """Those that learn from latents of clips."""
+REFINER = 'denoiser.refiner.'
 RESUMED = (*STAGES, 'audio')
 CLIPS_AT_ONCE = 110
 """Clips whose pictures are held at a time: 22 GB at 40 s and 256×256."""
@@ -134,12 +136,15 @@ def main(argv: list[str] | None = None) -> int:
                          f'smaller ones: train the other stages with weights of an upscale of 1, '
                          f'and of these the decoder alone (avatar train autoencoder --config '
                          f'config/training/decoder.yaml)')
+    if args.stage == 'text' and not config.denoiser.refiner_layers:
+        layers = options_from(args.config, ReadingOptions()).layers
+        config = replace(config, denoiser=replace(config.denoiser, refiner_layers=layers))
     generator = Generator(config)
     fresh = frozenset(generator.state_dict())
     if given is not None:
         # A teacher brings no autoencoder and a released one may have another decoder, which
         # stages that work on latents need for nothing but sample sheets.
-        fresh = generator.load(given, partial=args.weights is not None,
+        fresh = generator.load(given, partial=args.weights is not None or args.stage == 'text',
                                misfits=args.weights is not None and args.stage in STAGES)
     folder = None
     if args.shards is not None and args.stage in STAGES:
@@ -220,7 +225,8 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
                 shard: Shard, process: Process, say: Callable[[str], None],
                 fresh: frozenset[str], folder: ClipFolder | None) -> None:
     """Run one of `STAGES`, and write the averaged weights and a sheet of samples."""
-    untrained = [n for n in fresh if n.startswith(('denoiser.', 'audio.', 'autoencoder.encoder'))]
+    untrained = [n for n in fresh if n.startswith(('denoiser.', 'audio.', 'autoencoder.encoder'))
+                 and not (args.stage == 'text' and n.startswith(REFINER))]
     if untrained:
         raise ValueError(f'the stage {args.stage} needs trained weights, but {untrained[0]!r} and '
                          f'{len(untrained) - 1} others are missing in '
@@ -230,7 +236,7 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
     prompts = Prompts(args.assets / 'prompts.npz', config.denoiser.text_tokens, process.device)
     trainee = Trainee(generator.audio, generator.denoiser).to(process.device)
     process.share_weights(trainee)
-    names = ('audio.', 'denoiser.')
+    names: tuple[str, ...] = ('audio.', 'denoiser.')
     sheet = partial(write_samples, generator, shard, prompts, process, args)
     if args.fsdp:
         for module in (generator.audio, generator.denoiser):
@@ -252,6 +258,10 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
         tutor = None if args.teacher is None else load_teacher(args.teacher, config, process)
         optimiser = train_recall(trainee, shard, prompts, process, run,
                                  options_from(args.config, RecallOptions()), sheet, tutor)
+    elif args.stage == 'text':
+        optimiser = train_reading(trainee, shard, prompts, process, run,
+                                  options_from(args.config, ReadingOptions()))
+        names = (REFINER,)
     else:
         distilling = options_from(args.config, DistilOptions())
         teacher = None

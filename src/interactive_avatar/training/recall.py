@@ -70,7 +70,7 @@ fall silent about, as the generator has become; ``usual``: of clips, the same; `
 clips, what comes after a change of prompt; ``lips``: mouths of clips;
 ``turned``: their turned heads."""
 AFTER_ABSENCE: Final = ('return', 'back')
-WORDS: Final = ('text_embedding.', '.text.k.', '.text.v.')
+WORDS: Final = ('text_embedding.', '.refiner.', '.text.k.', '.text.v.')
 """Parts of the denoiser's names of what makes keys and values of a prompt's tokens."""
 
 

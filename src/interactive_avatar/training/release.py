@@ -47,7 +47,11 @@ def main(args: argparse.Namespace) -> int:
     for folder in args.weights:
         if (folder / CONFIG_NAME).is_file():
             config = GeneratorConfig.from_json((folder / CONFIG_NAME).read_text())
-    upscale = args.upscale or saved_config(files[-1]).autoencoder.upscale
+    saved = [saved_config(file) for file in files]
+    # A token refiner comes after the rest, in weights of its own.
+    layers = max(each.denoiser.refiner_layers for each in saved)
+    config = replace(config, denoiser=replace(config.denoiser, refiner_layers=layers))
+    upscale = args.upscale or saved[-1].autoencoder.upscale
     config = replace(config, autoencoder=config.autoencoder.upscaled(upscale))
     if levels:
         config = replace(config, sampler=replace(config.sampler, levels=levels))

@@ -113,7 +113,8 @@ class _Measurer:
     def actions(self) -> Result:
         quick = self.plan.quick
         trials = [trial for trial in TRIALS if not quick or trial.name in actions.QUICK]
-        variants = (actions.CANONICAL, *actions.PARAPHRASES[:1 if quick else None])
+        variants = (actions.CANONICAL,
+                    *(actions.QUICK_PARAPHRASES if quick else actions.PARAPHRASES))
         return actions.measure(self.people, self.player, trials, variants, self.cache, _say)
 
     def retention(self) -> Result:

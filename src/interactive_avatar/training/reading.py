@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage: reading other words, learnt by a token refiner from the denoiser's own text attention.
+
+The denoiser knows an action by the two dozen phrasings that it was trained on, and others change
+little or something else: all nine trained ways to say that somebody looks surprised worked, and
+"looks shocked" never did. But it need not be trained on more. What a prompt does to a picture is
+what text attention adds to its tokens, in every layer. So the refiner (`generator.refiner`) is
+given a prompt in any words, and asked for states from which the frozen denoiser's attention reads
+just what it reads from the canonical prompt, for queries that it really asks (kept from streams).
+Text alone is trained on: no picture is made, so thousands of phrasings cost seconds.
+
+What is asked for need not be what was read. A distilled generator carries out some actions weakly;
+what text attention adds for the action, less what it adds for the world at rest, is then asked for
+enlarged (``emphasis``), as classifier-free guidance (Ho and Salimans, arXiv 2207.12598) enlarges
+velocities, but without a second pass in the stream.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interactive_avatar.generator.backends.base import MASKED
+from interactive_avatar.generator.denoiser import Denoiser, attend
+from interactive_avatar.generator.prompts import (
+    ACTION_SLOTS,
+    FRESH_VARIANTS,
+    HELD_OUT_VARIANTS,
+    MORE_VARIANTS,
+    VARIANTS,
+    Prompt,
+    WorldState,
+    action_prompt,
+    in_words,
+    prompt_id,
+    prompt_table,
+    shown,
+    stable_prompt,
+)
+from interactive_avatar.generator.text import TextEncoder
+from interactive_avatar.training.common import Process
+from interactive_avatar.training.data import Shard
+from interactive_avatar.training.denoiser import Trainee
+from interactive_avatar.training.prompts import Prompts
+from interactive_avatar.training.rollout import Rollout
+from interactive_avatar.training.stage import Optimiser, Run, Stage
+
+PARAPHRASES_PATH: Final = Path(__file__).parent / 'paraphrases.tsv'
+WORN_WORLDS: Final = tuple(WorldState(glasses, hat) for glasses, hat in
+                           itertools.product((False, True), repeat=2))
+SUBJECTS_TRAINED: Final = tuple(variant for variant in range(VARIANTS + MORE_VARIANTS)
+                                if variant not in HELD_OUT_VARIANTS)
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """Options of the stage; batch counts prompts per process and part.
+
+    Attributes:
+        layers: of the refiner, where the weights come without one.
+        queries: of each layer that a step compares; streams, segments: how many streams are
+            played, and how long (in segments of 20 chunks), to keep ``kept`` queries of each
+            layer.
+        subjects: how many subjects each paraphrase is encoded with for each world of what is
+            worn.
+        table_share, canonical_share: of a batch, prompts that the denoiser was trained on, and
+            canonical ones; the rest are paraphrases.
+        noise: standard deviation of what is added to states, in units of theirs.
+        word_drop: share of tokens that are taken from who learns.
+        emphasis: by action (and its slot, as 'look up'), by how much the difference to the world
+            at rest is enlarged; 'stable': the same for canonical stable prompts, against the mean
+            of all of them.
+        leaning: by action, others whose difference to rest is added, and how much of it.
+    """
+
+    layers: int = 2
+    batch: int = 128
+    queries: int = 96
+    streams: int = 8
+    segments: int = 3
+    kept: int = 16384
+    subjects: int = 2
+    table_share: float = 0.3
+    canonical_share: float = 0.2
+    noise: float = 0.05
+    word_drop: float = 0.05
+    emphasis: Mapping[str, float] = field(default_factory=dict)
+    leaning: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    peak_rate: float = 1e-3
+    weight_decay: float = 0.05
+    average_decay: float = 0.998
+    settle_steps: int = 50
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A line of the paraphrases: what follows the subject of an action prompt."""
+
+    action: str
+    slots: dict[str, str]
+    text: str
+
+
+def slots_of(action: str, value: str) -> dict[str, str]:
+    """Slots of an action that takes at most one, from its value.
+
+    Raises:
+        ValueError: on an unknown action or value.
+    """
+    if action not in ACTION_SLOTS:
+        raise ValueError(f'unknown action {action!r}')
+    allowed = ACTION_SLOTS[action]
+    name = next(iter(allowed), '')
+    if value not in allowed.get(name, ('',)):
+        raise ValueError(f'action {action!r} takes {allowed.get(name) or "no slot"}, '
+                         f'not {value!r}')
+    return {name: value} if name else {}
+
+
+def read_paraphrases(path: Path = PARAPHRASES_PATH) -> list[Phrase]:
+    """The paraphrases of a file with lines ``action[ slot]<tab>phrase``; ``#`` begins a comment.
+
+    Raises:
+        ValueError: on a line that is none, naming it.
+    """
+    phrases = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith('#'):
+            continue
+        key, tab, text = line.partition('\t')
+        action, _, value = key.partition(' ')
+        try:
+            if not tab or not text.strip():
+                raise ValueError('no phrase after a tab')
+            phrases.append(Phrase(action, slots_of(action, value), text.strip()))
+        except ValueError as error:
+            raise ValueError(f'{str(path)!r}, line {number}: {error}') from None
+    return phrases
+
+
+def meant(action: str | None, slots: dict[str, str], world: WorldState) -> int:
+    """Number of the canonical prompt, in the table, for what a prompt means."""
+    world = shown(world, action, slots)
+    return prompt_id(stable_prompt(world) if action is None
+                     else action_prompt(action, world, 0, **slots))
+
+
+@dataclass
+class Texts:
+    """Prompts as states, and the canonical prompts that they mean.
+
+    Attributes:
+        states: float16 [N, n, width]; mask: float32 [N, n]; target: int64 [N], of the table.
+    """
+
+    states: Tensor
+    mask: Tensor
+    target: Tensor
+
+
+def encoded(texts: Sequence[str], targets: Sequence[int], tokens: int,
+            device: torch.device) -> Texts:
+    """Texts through the text encoder, cut to ``tokens``."""
+    encoder = TextEncoder.load(threads=2)
+    states = np.zeros((len(texts), tokens, encoder.encode('A').shape[1]), np.float16)
+    mask = np.full((len(texts), tokens), MASKED, np.float32)
+    for index, text in enumerate(texts):
+        state = encoder.encode(text)[:tokens]
+        states[index, :len(state)] = state
+        mask[index, :len(state)] = 0.0
+    return Texts(torch.from_numpy(states).to(device), torch.from_numpy(mask).to(device),
+                 torch.tensor(targets, device=device))
+
+
+def paraphrased(phrases: Sequence[Phrase], subjects: int, seed: int
+                ) -> tuple[list[str], list[int]]:
+    """Paraphrases as prompts, ``subjects`` for each of them and each world of what is worn, and
+    what they mean."""
+    rng = np.random.default_rng(seed)
+    texts, targets = [], []
+    for phrase in phrases:
+        worlds = {shown(replace(world, in_view=phrase.action != 'come_back'), phrase.action,
+                        phrase.slots) for world in WORN_WORLDS}
+        for world in sorted(worlds, key=repr):
+            for subject in rng.choice(SUBJECTS_TRAINED, subjects, replace=False):
+                texts.append(in_words(phrase.action, world, phrase.text, int(subject),
+                                      **phrase.slots))
+                targets.append(meant(phrase.action, phrase.slots, world))
+    return texts, targets
+
+
+def unseen() -> tuple[list[str], list[int]]:
+    """Phrasings of actions that nothing is trained on, and what they mean."""
+    texts, targets = [], []
+    for action, allowed in ACTION_SLOTS.items():
+        for values in itertools.product(*allowed.values()):
+            slots = dict(zip(allowed, values, strict=True))
+            world = shown(WorldState(in_view=action != 'come_back'), action, slots)
+            for variant in (*HELD_OUT_VARIANTS, *FRESH_VARIANTS):
+                texts.append(action_prompt(action, world, variant, **slots))
+                targets.append(meant(action, slots, world))
+    return texts, targets
+
+
+@torch.no_grad()
+def collect_queries(model: Trainee, shard: Shard, prompts: Prompts,
+                    options: ReadingOptions) -> Tensor:
+    """Queries that text attention asks while streams are played, float32 [L, H, kept, hw]."""
+    denoiser = model.denoiser
+    found: list[list[Tensor]] = [[] for _ in denoiser.layers]
+    hooks = []
+    for queries, block in zip(found, denoiser.layers, strict=True):
+        # Of each call the tokens of one place in eight, at random, are enough.
+        def keep(module: object, inputs: object, output: Tensor,
+                 queries: list[Tensor] = queries) -> None:
+            flat = output.detach().float().flatten(0, -2)
+            queries.append(flat[torch.rand(len(flat), device=flat.device) < 0.125].cpu())
+
+        hooks.append(block.text.norm_q.register_forward_hook(keep))
+    try:
+        rollout = Rollout(denoiser, shard, prompts, options.streams, 20, 0.0, captured=False)
+        for _ in range(options.segments):
+            rollout.advance(model.audio, shard.config.sampler.levels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    heads = denoiser.layers[0].text.heads
+    picked = []
+    for queries in found:
+        every = torch.cat(queries)
+        some = every[torch.randperm(len(every))[:options.kept]]
+        picked.append(some.unflatten(-1, heads).transpose(0, 1))
+    return torch.stack(picked).to(shard.device)
+
+
+def read(denoiser: Denoiser, states: Tensor, mask: Tensor, queries: Tensor,
+         refined: bool = True) -> Tensor:
+    """What text attention adds in every layer.
+
+    Args:
+        states: [N, n, width]; mask: [N, n]; queries: [L, H, Q, hw].
+        refined: whether the refiner reads the states first.
+
+    Returns:
+        float32 [N, L, Q, denoiser width].
+    """
+    embedded = denoiser.embed_text(states) if refined else denoiser.text_embedding(states)
+    bias = mask[:, None, None].to(embedded.dtype)
+    added = []
+    for own, block in zip(queries, denoiser.layers, strict=True):
+        k, v = block.text.project(embedded)
+        q = own.to(k.dtype)[None].expand(len(states), -1, -1, -1)
+        added.append(block.text.o(attend(q, k, v, bias)))
+    return torch.stack(added, 1).float()
+
+
+class Wanted:
+    """What is asked for of each canonical prompt: a weighted sum of what such prompts add.
+
+    Attributes:
+        rows: int64 [P of the table, terms], numbers of canonical prompts; weights: float32, of
+            the same shape, summing to 1.
+    """
+
+    def __init__(self, options: ReadingOptions, device: torch.device) -> None:
+        table = prompt_table()
+        sums: dict[int, dict[int, float]] = {}
+        known: set[str] = set()
+        for prompt in table:
+            number = meant(prompt.action, dict(prompt.slots), prompt.world)
+            if number not in sums:
+                sums[number] = self._sum(prompt, number, options, known)
+        for name in {*options.emphasis, *options.leaning,
+                     *itertools.chain(*options.leaning.values())} - known:
+            raise ValueError(f'emphasis of {name!r}, which is no action: use one of '
+                             f'{", ".join(sorted(known))}')
+        terms = max(map(len, sums.values()))
+        rows = torch.zeros((len(table), terms), dtype=torch.int64)
+        weights = torch.zeros((len(table), terms))
+        for number, parts in sums.items():
+            rows[number, :len(parts)] = torch.tensor(list(parts))
+            weights[number, :len(parts)] = torch.tensor(list(parts.values()))
+        self.rows, self.weights = rows.to(device), weights.to(device)
+        self.canonical = torch.tensor(sorted(sums), device=device)
+
+    @staticmethod
+    def _sum(prompt: Prompt, number: int, options: ReadingOptions,
+             known: set[str]) -> dict[int, float]:
+        if prompt.action is None:
+            return {number: 1.0}
+        slots, world = dict(prompt.slots), prompt.world
+        name = ' '.join([prompt.action, *slots.values()])
+        known.add(name)
+        rest = meant(None, {}, world)
+        more = options.emphasis.get(name, 0.0)
+        parts = {number: 1.0 + more, rest: -more}
+        for other, share in options.leaning.get(name, {}).items():
+            action, _, value = other.partition(' ')
+            lean = meant(action, slots_of(action, value), world)
+            parts[lean] = parts.get(lean, 0.0) + share
+            parts[rest] -= share
+        return {key: value for key, value in parts.items() if value}
+
+    def of(self, target: Tensor, added: Tensor) -> Tensor:
+        """From what all needed prompts add, [P needed, …] in the order of `needed`, what is asked
+        for of ``target`` [N]."""
+        needed = self.needed(target)
+        place = torch.searchsorted(needed, self.rows[target])
+        weights = self.weights[target].view(*self.rows[target].shape, *[1] * (added.dim() - 1))
+        return (added[place] * weights).sum(1)
+
+    def needed(self, target: Tensor) -> Tensor:
+        """Numbers of the prompts whose attention `of` needs, sorted."""
+        return self.rows[target].unique()
+
+
+@dataclass
+class Judge:
+    """How well texts are read: by distance of what they add to what is asked for.
+
+    Attributes:
+        missed: share of the variance between prompts that is not explained, mean over texts.
+        right: share of texts that are nearest to what they mean, among the canonical prompts.
+    """
+
+    missed: float
+    right: float
+
+
+@torch.no_grad()
+def judge(denoiser: Denoiser, texts: Texts, table: Prompts, wanted: Wanted, queries: Tensor,
+          refined: bool = True, together: int = 256) -> Judge:
+    """Compare what texts add with what is asked for of every canonical action prompt."""
+    def of(states: Tensor, mask: Tensor, refined: bool) -> Tensor:
+        return torch.cat([read(denoiser, states[at:at + together].float(),
+                               mask[at:at + together], queries, refined)
+                          for at in range(0, len(states), together)])
+
+    targets = texts.target.unique()
+    needed = wanted.needed(targets)
+    goals = wanted.of(targets, of(table.states[needed], table.mask[needed], False))
+    scale = spread(goals)
+    found = of(texts.states, texts.mask, refined)
+    distance = torch.stack([(((found - goal).square().mean((2, 3))) / scale).mean(1)
+                            for goal in goals], 1)
+    own = torch.searchsorted(targets, texts.target)
+    return Judge(float(distance.gather(1, own[:, None]).mean()),
+                 float((distance.argmin(1) == own).float().mean()))
+
+
+def spread(added: Tensor) -> Tensor:
+    """Variance between prompts of what they add [P, L, Q, width], by layer [L]."""
+    return added.var(0).mean((1, 2)).clamp_min(1e-12)
+
+
+def train_reading(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
+                  options: ReadingOptions | None = None) -> Optimiser:
+    """Train the refiner in place; raw weights stay in ``model``, their average in the result.
+
+    Raises:
+        ValueError: if the denoiser has no refiner, or options name an unknown action.
+    """
+    options = options or ReadingOptions()
+    denoiser, device = model.denoiser, process.device
+    if denoiser.refiner is None:
+        raise ValueError('this denoiser has no token refiner: give refiner_layers in its config')
+    if run.sharded:
+        raise ValueError('the refiner is too small to be split: leave out --fsdp')
+    process.share_weights(model)
+    trained = {id(parameter) for parameter in denoiser.refiner.parameters()}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
+                          average_decay=options.average_decay,
+                          settle_steps=options.settle_steps)
+    stage = Stage('text', process, run)
+    stage.keep(weights=optimiser)
+    wanted = Wanted(options, device)
+    tokens = prompts.states.shape[1]
+    torch.manual_seed(run.seed)
+    queries = collect_queries(model, shard, prompts, options)
+    others = encoded(*paraphrased(read_paraphrases(), options.subjects, run.seed), tokens, device)
+    table = Texts(prompts.states, prompts.mask, torch.tensor(
+        [meant(prompt.action, dict(prompt.slots), prompt.world) for prompt in prompt_table()],
+        device=device))
+    tests = encoded(*unseen(), tokens, device)
+    some = queries[:, :, :256]
+    with torch.no_grad():
+        needed = wanted.needed(wanted.canonical)
+        scale = spread(torch.cat([read(denoiser, prompts.states[part].float(), prompts.mask[part],
+                                       some, False) for part in needed.split(256)]))
+    counts = [round(options.batch * share)
+              for share in (options.canonical_share, options.table_share)]
+    counts.append(options.batch - sum(counts))
+    deviation = float(prompts.states[prompts.mask == 0.0].float().std())
+    before = judge(denoiser, tests, prompts, wanted, some, refined=False)
+    stage.log.add(0, unseen_right=before.right, unseen_missed=before.missed)
+    for progress in stage.steps():
+        for share in stage.parts():
+            picks = [wanted.canonical[torch.randint(len(wanted.canonical), (counts[0],))],
+                     torch.randint(len(table.target), (counts[1],), device=device),
+                     torch.randint(len(others.target), (counts[2],), device=device)]
+            sources = (table, table, others)
+            states = torch.cat([texts.states[pick].float()
+                                for texts, pick in zip(sources, picks, strict=True)])
+            mask = torch.cat([texts.mask[pick] for texts, pick in zip(sources, picks,
+                                                                      strict=True)])
+            target = torch.cat([texts.target[pick] for texts, pick in zip(sources, picks,
+                                                                          strict=True)])
+            # Canonical prompts, which are what is played, are learnt as they are.
+            changed = torch.arange(len(states), device=device)[:, None] >= counts[0]
+            there = mask == 0.0
+            states = states + (options.noise * deviation * torch.randn_like(states)
+                               * (changed & there)[..., None])
+            gone = changed & (torch.rand_like(mask) < options.word_drop)
+            gone[:, 0] = False
+            states = states.masked_fill(gone[..., None], 0.0)
+            mask = mask.masked_fill(gone, float(MASKED))
+            at = torch.randint(queries.shape[2], (options.queries,), device=device)
+            asked = queries[:, :, at]
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
+                with torch.no_grad():
+                    needed = wanted.needed(target)
+                    goal = wanted.of(target, read(
+                        denoiser, prompts.states[needed].float(), prompts.mask[needed], asked,
+                        False))
+                added = read(denoiser, states, mask, asked)
+            error = ((added - goal).square().mean((2, 3)) / scale).mean(1)
+            optimiser.backward(share * error.mean())
+            canonical, known, other = error.detach().split(counts)
+            stage.log.add(stage.step, canonical=canonical.mean(), table=known.mean(),
+                          paraphrases=other.mean())
+        optimiser.step(progress)
+    with torch.no_grad():
+        after = judge(denoiser, tests, prompts, wanted, some)
+    stage.log.add(stage.step, unseen_right=after.right, unseen_missed=after.missed)
+    stage.close()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    return optimiser
