@@ -26,13 +26,15 @@ from interactive_avatar.generator.prompts import (
     stable_prompt,
 )
 from interactive_avatar.training.denoiser import Trainee
-from interactive_avatar.training.prompts import Prompts
+from interactive_avatar.training.prompts import Prompts, packed, unpacked
 from interactive_avatar.training.reading import (
     ReadingOptions,
+    Texts,
     Wanted,
+    bake_paraphrases,
     collect_queries,
-    encoded,
     judge,
+    load_paraphrases,
     meant,
     paraphrased,
     read,
@@ -44,8 +46,7 @@ from interactive_avatar.training.stage import Run
 
 CONFIG = replace(TINY, denoiser=replace(
     TINY.denoiser, text_width=384, text_tokens=20, refiner_layers=1, refiner_ffn_width=64))
-OPTIONS = ReadingOptions(batch=16, queries=8, streams=2, segments=1, kept=64, subjects=1,
-                         settle_steps=2)
+OPTIONS = ReadingOptions(batch=16, queries=8, streams=2, segments=1, kept=64, settle_steps=2)
 TABLE = prompt_table()
 
 
@@ -62,10 +63,10 @@ def reader() -> Trainee:
 def prompts() -> Prompts:
     """The canonical prompts' states; those of others, which take long to encode, are zeros."""
     canonical = sorted({meant(p.action, dict(p.slots), p.world) for p in TABLE})
-    some = encoded([TABLE[number].text for number in canonical], canonical, 20, CPU)
-    states = torch.zeros((len(TABLE), *some.states.shape[1:]))
+    own, own_mask = unpacked(packed([TABLE[number].text for number in canonical], 20), 20, CPU)
+    states = torch.zeros((len(TABLE), *own.shape[1:]))
     mask = torch.full((len(TABLE), 20), -1e4)
-    states[canonical], mask[canonical] = some.states.float(), some.mask
+    states[canonical], mask[canonical] = own.float(), own_mask
     return Prompts.of(states, mask)
 
 
@@ -141,18 +142,19 @@ def test_queries_are_those_that_streams_ask(prompts: Prompts) -> None:
 
 
 def test_the_refiner_alone_learns_and_what_nobody_trained_on_is_read_better(
-        prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from interactive_avatar.training import reading
+        prompts: Prompts, tmp_path: Path) -> None:
     few = [phrase for phrase in read_paraphrases() if phrase.action in ('nod', 'smile')][::4]
-    monkeypatch.setattr(reading, 'read_paraphrases', lambda: few)
+    path = tmp_path / 'paraphrases.npz'
+    assert bake_paraphrases(path, phrases=few) == 4 * len(few) + len(unseen()[0])
+    others, tests = load_paraphrases(path, 20, CPU)
     model = reader()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # Nothing but canonical prompts has states here.
     options = replace(OPTIONS, table_share=0.0, canonical_share=0.25, peak_rate=3e-3)
-    wanted, tests = Wanted(options, CPU), encoded(*unseen(), 20, CPU)
+    wanted = Wanted(options, CPU)
     queries = collect_queries(model, shard(), prompts, options)
     plain = judge(model.denoiser, tests, prompts, wanted, queries)
-    train_reading(model, shard(), prompts, ALONE,
+    train_reading(model, shard(), prompts, others, tests, ALONE,
                   Run(tmp_path / 'out', tmp_path / 'state', steps=60), options)
     changed = {name for name, value in model.state_dict().items()
                if not torch.equal(value, before[name])}
@@ -168,5 +170,17 @@ def test_the_refiner_alone_learns_and_what_nobody_trained_on_is_read_better(
 def test_a_denoiser_without_a_refiner_is_refused(prompts: Prompts, tmp_path: Path) -> None:
     generator = Generator(TINY)
     with pytest.raises(ValueError, match='no token refiner'):
-        train_reading(Trainee(generator.audio, generator.denoiser), shard(), prompts, ALONE,
+        train_reading(Trainee(generator.audio, generator.denoiser), shard(), prompts,
+                      Texts.of_table(prompts), Texts.of_table(prompts), ALONE,
                       Run(tmp_path, tmp_path, steps=1))
+
+
+def test_paraphrases_that_are_missing_or_of_another_version_say_what_to_do(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'paraphrases.npz'
+    with pytest.raises(FileNotFoundError, match=r'training\.reading --out'):
+        load_paraphrases(path, 20, CPU)
+    bake_paraphrases(path, phrases=read_paraphrases()[:1])
+    monkeypatch.setattr('interactive_avatar.training.reading.table_digest', lambda: 'later')
+    with pytest.raises(ValueError, match='another version'):
+        load_paraphrases(path, 20, CPU)

@@ -271,3 +271,12 @@ def test_an_absence_that_the_short_memory_outlasts_teaches_nothing(tmp_path: Pat
         train_recall(trainee(), shard(), prompts, ALONE,
                      Run(out=tmp_path, state=tmp_path, steps=1),
                      RecallOptions(chunks=5, away=(1, 2)))
+
+
+def test_shares_of_lessons_can_be_given() -> None:
+    options = RecallOptions(shares={'lips': 0.0, 'unaided': 0.9})
+    assert options.drawn == {**KEPT, 'lips': 0.0, 'unaided': 0.9}
+    with pytest.raises(ValueError, match="share of 'sums' is 1"):
+        RecallOptions(shares={'sums': 1.0})
+    with pytest.raises(ValueError, match='all shares are 0'):
+        RecallOptions(shares=dict.fromkeys(KEPT, 0.0))

@@ -40,7 +40,11 @@ from interactive_avatar.training.distil import DistilOptions, train_distil
 from interactive_avatar.training.hearing import HearingOptions, train_hearing
 from interactive_avatar.training.memory import MemoryOptions, train_memory
 from interactive_avatar.training.prompts import Prompts
-from interactive_avatar.training.reading import ReadingOptions, train_reading
+from interactive_avatar.training.reading import (
+    ReadingOptions,
+    load_paraphrases,
+    train_reading,
+)
 from interactive_avatar.training.recall import RecallOptions, train_recall
 from interactive_avatar.training.rollout import predict_shard
 from interactive_avatar.training.samples import write_samples
@@ -85,7 +89,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--audio-seconds', type=float, default=30.0,
                         help='wall time of the audio warm-up before the autoencoder; 0 for none')
     parser.add_argument('--assets', type=Path, default=Path('assets'),
-                        help='folder with people.npz, speech/speech.npz and prompts.npz')
+                        help='folder with people.npz, speech/speech.npz, prompts.npz and, for '
+                             'text, paraphrases.npz')
     parser.add_argument('--state', type=Path, default=Path('checkpoints/state'),
                         help='folder kept between stages: weights, latents, optimiser')
     parser.add_argument('--weights', type=Path,
@@ -259,7 +264,9 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
         optimiser = train_recall(trainee, shard, prompts, process, run,
                                  options_from(args.config, RecallOptions()), sheet, tutor)
     elif args.stage == 'text':
-        optimiser = train_reading(trainee, shard, prompts, process, run,
+        others, tests = load_paraphrases(args.assets / 'paraphrases.npz',
+                                         config.denoiser.text_tokens, process.device)
+        optimiser = train_reading(trainee, shard, prompts, others, tests, process, run,
                                   options_from(args.config, ReadingOptions()))
         names = (REFINER,)
     else:

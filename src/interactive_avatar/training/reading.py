@@ -17,14 +17,16 @@ velocities, but without a second pass in the stream.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from interactive_avatar.generator.backends.base import MASKED
@@ -33,6 +35,7 @@ from interactive_avatar.generator.prompts import (
     ACTION_SLOTS,
     FRESH_VARIANTS,
     HELD_OUT_VARIANTS,
+    MAX_WORD_PIECES,
     MORE_VARIANTS,
     VARIANTS,
     Prompt,
@@ -44,11 +47,10 @@ from interactive_avatar.generator.prompts import (
     shown,
     stable_prompt,
 )
-from interactive_avatar.generator.text import TextEncoder
 from interactive_avatar.training.common import Process
 from interactive_avatar.training.data import Shard
 from interactive_avatar.training.denoiser import Trainee
-from interactive_avatar.training.prompts import Prompts
+from interactive_avatar.training.prompts import Prompts, packed, table_digest, unpacked
 from interactive_avatar.training.rollout import Rollout
 from interactive_avatar.training.stage import Optimiser, Run, Stage
 
@@ -68,8 +70,6 @@ class ReadingOptions:
         queries: of each layer that a step compares; streams, segments: how many streams are
             played, and how long (in segments of 20 chunks), to keep ``kept`` queries of each
             layer.
-        subjects: how many subjects each paraphrase is encoded with for each world of what is
-            worn.
         table_share, canonical_share: of a batch, prompts that the denoiser was trained on, and
             canonical ones; the rest are paraphrases.
         noise: standard deviation of what is added to states, in units of theirs.
@@ -86,7 +86,6 @@ class ReadingOptions:
     streams: int = 8
     segments: int = 3
     kept: int = 16384
-    subjects: int = 2
     table_share: float = 0.3
     canonical_share: float = 0.2
     noise: float = 0.05
@@ -164,19 +163,59 @@ class Texts:
     mask: Tensor
     target: Tensor
 
+    @classmethod
+    def of_table(cls, prompts: Prompts) -> Texts:
+        """The prompts that the denoiser is trained on."""
+        meanings = [meant(prompt.action, dict(prompt.slots), prompt.world)
+                    for prompt in prompt_table()]
+        return cls(prompts.states, prompts.mask,
+                   torch.tensor(meanings, device=prompts.states.device))
 
-def encoded(texts: Sequence[str], targets: Sequence[int], tokens: int,
-            device: torch.device) -> Texts:
-    """Texts through the text encoder, cut to ``tokens``."""
-    encoder = TextEncoder.load(threads=2)
-    states = np.zeros((len(texts), tokens, encoder.encode('A').shape[1]), np.float16)
-    mask = np.full((len(texts), tokens), MASKED, np.float32)
-    for index, text in enumerate(texts):
-        state = encoder.encode(text)[:tokens]
-        states[index, :len(state)] = state
-        mask[index, :len(state)] = 0.0
-    return Texts(torch.from_numpy(states).to(device), torch.from_numpy(mask).to(device),
-                 torch.tensor(targets, device=device))
+
+def bake_paraphrases(path: Path, subjects: int = 1, tokens: int = MAX_WORD_PIECES,
+                     phrases: Sequence[Phrase] | None = None) -> int:
+    """Encode the paraphrases (those of the package if None), and the phrasings that nothing is
+    trained on.
+
+    Args:
+        subjects: how many subjects each paraphrase is encoded with for each world of what is
+            worn.
+        tokens: states kept of each prompt.
+
+    Returns:
+        how many prompts they make.
+    """
+    phrases = read_paraphrases() if phrases is None else phrases
+    arrays: dict[str, NDArray[Any]] = {'table': np.array(table_digest())}
+    made = 0
+    for name, (texts, targets) in (('trained', paraphrased(phrases, subjects, 0)),
+                                   ('unseen', unseen())):
+        arrays |= {f'{name}_{key}': value for key, value in packed(texts, tokens).items()}
+        arrays[f'{name}_target'] = np.array(targets, np.int64)
+        made += len(texts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+    return made
+
+
+def load_paraphrases(path: Path, tokens: int, device: torch.device) -> tuple[Texts, Texts]:
+    """Paraphrases to train on and phrasings to test with, as `bake_paraphrases` left them.
+
+    Raises:
+        FileNotFoundError: if they have not been baked.
+        ValueError: if they are of another version's prompts.
+    """
+    again = f"make them with 'python -m interactive_avatar.training.reading --out {path}'"
+    if not path.is_file():
+        raise FileNotFoundError(f'no paraphrases at {str(path)!r}; {again}')
+    with np.load(path) as stored:
+        if 'table' not in stored or str(stored['table']) != table_digest():
+            raise ValueError(f'{str(path)!r} holds the paraphrases of another version of this '
+                             f'project; {again}')
+        trained, tests = (Texts(*unpacked(stored, tokens, device, f'{name}_'),
+                                torch.from_numpy(stored[f'{name}_target']).to(device))
+                          for name in ('trained', 'unseen'))
+    return trained, tests
 
 
 def paraphrased(phrases: Sequence[Phrase], subjects: int, seed: int
@@ -217,11 +256,11 @@ def collect_queries(model: Trainee, shard: Shard, prompts: Prompts,
     found: list[list[Tensor]] = [[] for _ in denoiser.layers]
     hooks = []
     for queries, block in zip(found, denoiser.layers, strict=True):
-        # Of each call the tokens of one place in eight, at random, are enough.
+        # A quarter of the tokens, at random, are enough.
         def keep(module: object, inputs: object, output: Tensor,
                  queries: list[Tensor] = queries) -> None:
             flat = output.detach().float().flatten(0, -2)
-            queries.append(flat[torch.rand(len(flat), device=flat.device) < 0.125].cpu())
+            queries.append(flat[torch.rand(len(flat), device=flat.device) < 0.25].cpu())
 
         hooks.append(block.text.norm_q.register_forward_hook(keep))
     try:
@@ -232,12 +271,10 @@ def collect_queries(model: Trainee, shard: Shard, prompts: Prompts,
         for hook in hooks:
             hook.remove()
     heads = denoiser.layers[0].text.heads
-    picked = []
-    for queries in found:
-        every = torch.cat(queries)
-        some = every[torch.randperm(len(every))[:options.kept]]
-        picked.append(some.unflatten(-1, heads).transpose(0, 1))
-    return torch.stack(picked).to(shard.device)
+    every = [torch.cat(queries) for queries in found]
+    count = min(options.kept, *map(len, every))
+    return torch.stack([queries[torch.randperm(len(queries))[:count]].unflatten(
+        -1, heads).transpose(0, 1) for queries in every]).to(shard.device)
 
 
 def read(denoiser: Denoiser, states: Tensor, mask: Tensor, queries: Tensor,
@@ -360,9 +397,14 @@ def spread(added: Tensor) -> Tensor:
     return added.var(0).mean((1, 2)).clamp_min(1e-12)
 
 
-def train_reading(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
-                  options: ReadingOptions | None = None) -> Optimiser:
+def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts, tests: Texts,
+                  process: Process, run: Run, options: ReadingOptions | None = None) -> Optimiser:
     """Train the refiner in place; raw weights stay in ``model``, their average in the result.
+
+    Args:
+        shard: clips whose references, sound and prompts streams are played with, for queries.
+        prompts: the table. others: paraphrases of it.
+        tests: what is only judged, before and after.
 
     Raises:
         ValueError: if the denoiser has no refiner, or options name an unknown action.
@@ -384,14 +426,9 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
     stage = Stage('text', process, run)
     stage.keep(weights=optimiser)
     wanted = Wanted(options, device)
-    tokens = prompts.states.shape[1]
     torch.manual_seed(run.seed)
     queries = collect_queries(model, shard, prompts, options)
-    others = encoded(*paraphrased(read_paraphrases(), options.subjects, run.seed), tokens, device)
-    table = Texts(prompts.states, prompts.mask, torch.tensor(
-        [meant(prompt.action, dict(prompt.slots), prompt.world) for prompt in prompt_table()],
-        device=device))
-    tests = encoded(*unseen(), tokens, device)
+    table = Texts.of_table(prompts)
     some = queries[:, :, :256]
     with torch.no_grad():
         needed = wanted.needed(wanted.canonical)
@@ -446,3 +483,20 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, process: Proce
     for parameter in frozen:
         parameter.requires_grad_(True)
     return optimiser
+
+
+def main() -> None:
+    """Encode the paraphrases that the stage text draws from."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument('--out', type=Path, default=Path('assets/paraphrases.npz'),
+                        metavar='FILE', help='the file to write (default: %(default)s)')
+    parser.add_argument('--phrases', type=Path, default=PARAPHRASES_PATH, metavar='FILE',
+                        help='lines of an action (and its slot), a tab, and what follows the '
+                             "subject (default: the package's own)")
+    options = parser.parse_args()
+    made = bake_paraphrases(options.out, phrases=read_paraphrases(options.phrases))
+    print(f'{options.out}: {made} prompts')
+
+
+if __name__ == '__main__':
+    main()

@@ -31,8 +31,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -61,9 +61,9 @@ from interactive_avatar.training.rollout import SHARED, Rollout, Segment, part, 
 from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
-KEPT: Final = {'act': 0.05, 'in_view': 0.05, 'leave': 0.03, 'return': 0.12, 'back': 0.08,
-               'unaided': 0.3, 'bare': 0.17, 'usual': 0.2, 'switch': 0.35, 'lips': 0.3,
-               'turned': 0.3}
+KEPT: Final = {'act': 0.08, 'in_view': 0.05, 'leave': 0.03, 'return': 0.2, 'back': 0.12,
+               'unaided': 0.55, 'bare': 0.25, 'usual': 0.35, 'switch': 0.3, 'lips': 0.2,
+               'turned': 0.15}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
 after an absence as they come out with silent prompts; ``bare``: of stories that have nothing to
 fall silent about, as the generator has become; ``usual``: of clips, the same; ``switch``: of
@@ -90,13 +90,15 @@ class RecallOptions:
     ``jump_share``: of the stories in which something is worn, so many put it on by its name.
     ``word_drop``: up to so many of a prompt's tokens are kept from who learns, so that no single
     word is relied on.
+    ``shares``: how often kinds of lessons are drawn, where it is not as in `KEPT`.
     ``rounds``: how often all this is played anew; lessons of the last ``remembered`` rounds are
     learnt from, and stay on the device (some 25 GB per 128 stories of the compact model).
     ``chunks``: of a segment, a multiple of the memory's group. ``away``: segments out of view,
     from … to; they must outlast the short memory.
 
     Raises:
-        ValueError: on no stories, streams, rounds or remembered rounds.
+        ValueError: on no stories, streams, rounds or remembered rounds, or shares of unknown kinds
+            or below 0, or of nothing.
     """
 
     stories: int = 64
@@ -117,6 +119,7 @@ class RecallOptions:
     word_drop: float = 0.3
     keeps_words: bool = True
     speech_share: float = 0.5
+    shares: Mapping[str, float] = field(default_factory=dict)
     batch: int = 4
     peak_rate: float = 5e-5
     weight_decay: float = 0.0
@@ -127,6 +130,17 @@ class RecallOptions:
         for name in ('stories', 'streams', 'rounds', 'remembered'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} is {getattr(self, name)}: give 1 or more')
+        for kind, share in self.shares.items():
+            if kind not in KEPT or share < 0.0:
+                raise ValueError(f'the share of {kind!r} is {share}: give 0 or more, for kinds '
+                                 f'among {", ".join(KEPT)}')
+        if not any(self.drawn.values()):
+            raise ValueError('all shares are 0: give some kind of lesson more')
+
+    @property
+    def drawn(self) -> dict[str, float]:
+        """How often each kind of lesson is drawn, up to a factor."""
+        return {**KEPT, **self.shares}
 
 
 @dataclass(frozen=True)
@@ -493,8 +507,8 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
             played.append(gather(number, tutor))
             lessons = {kind: [lesson for each in played for lesson in each[kind]]
                        for kind in KEPT}
-            kinds = [kind for kind in KEPT if lessons[kind]]
-            shares = torch.tensor([KEPT[kind] for kind in kinds])
+            kinds = [kind for kind, share in options.drawn.items() if share and lessons[kind]]
+            shares = torch.tensor([options.drawn[kind] for kind in kinds])
         for share in stage.parts():
             chosen = [kinds[int(k)] for k in torch.multinomial(shares, options.batch, True)]
             some = [lessons[kind][int(torch.randint(len(lessons[kind]), ()))] for kind in chosen]

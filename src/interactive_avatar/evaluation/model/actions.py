@@ -188,7 +188,8 @@ def summarise(outcomes: Sequence[Outcome]) -> Result:
         [('Share of trials carried out, by action', bars(
             names, {'generated': [shares[name].value for name in names],
                     'true pictures': [_truth([name]).value for name in names]}, '% of trials'))],
-        table=(['action', 'canonical', *[f'held-out {k + 1}' for k in range(len(HELD_OUT_VARIANTS))],
+        table=(['action', 'canonical',
+                *[f'held-out {k + 1}' for k in range(len(HELD_OUT_VARIANTS))],
                 *[f'fresh {k + 1}' for k in range(len(FRESH_VARIANTS))],
                 'true renders recognised', 'false alarms'], lines))
 
