@@ -100,7 +100,7 @@ def test_a_line_that_is_no_paraphrase_is_named(tmp_path: Path, line: str) -> Non
 
 def test_paraphrases_mean_the_canonical_prompt_of_their_world() -> None:
     phrases = [phrase for phrase in read_paraphrases() if phrase.action == 'wear'][:1]
-    texts, targets = paraphrased(phrases, 1, 0)
+    texts, targets = paraphrased(phrases, 4, 0)
     name = phrases[0].slots['object']
     other = 'hat' if name == 'glasses' else 'glasses'
     assert len(texts) == 2 and sum(other in text for text in texts) == 1
@@ -145,7 +145,7 @@ def test_the_refiner_alone_learns_and_what_nobody_trained_on_is_read_better(
         prompts: Prompts, tmp_path: Path) -> None:
     few = [phrase for phrase in read_paraphrases() if phrase.action in ('nod', 'smile')][::4]
     path = tmp_path / 'paraphrases.npz'
-    assert bake_paraphrases(path, phrases=few) == 4 * len(few) + len(unseen()[0])
+    assert bake_paraphrases(path, 4, phrases=few) == 4 * len(few) + len(unseen()[0])
     others, tests = load_paraphrases(path, 20, CPU)
     model = reader()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -131,8 +131,8 @@ class Prompt:
     variant: int
 
 
-def _subject(worn: tuple[str, ...], variant: int) -> str:
-    who, how = (*SUBJECTS, *MORE_SUBJECTS, *FRESH_SUBJECTS)[variant]
+def _attired(subject: tuple[str, str], worn: tuple[str, ...]) -> str:
+    who, how = subject
     return f'{who} {how} {WORN[worn]}' if worn else who
 
 
@@ -140,18 +140,18 @@ def _with_object(world: WorldState, name: str, worn: bool) -> WorldState:
     return replace(world, glasses=worn) if name == 'glasses' else replace(world, hat=worn)
 
 
-def in_words(action: str, world: WorldState, phrase: str, subject: int = 0,
-             **slots: str) -> str:
+def in_words(action: str, world: WorldState, phrase: str,
+             subject: tuple[str, str] = SUBJECTS[0], **slots: str) -> str:
     """An action prompt in other words than those of `action_prompt`.
 
     Args:
         action, world, **slots: as of `action_prompt`.
         phrase: what follows the subject.
-        subject: which variant's subject stands before it.
+        subject: who does it, and how what is worn is attached, as 'wearing'.
     """
     changed = check_slots(action, slots).get('object')
     worn = tuple(name for name in world.worn if name != changed)
-    return _sentence(f'{_subject(worn, subject)} {phrase}')
+    return _sentence(f'{_attired(subject, worn)} {phrase}')
 
 
 def _check_variant(variant: int, count: int) -> None:
@@ -211,7 +211,7 @@ def stable_prompt(world: WorldState, variant: int = 0) -> str:
     at_user, elsewhere, expressions, listening = STABLE[variant]
     gaze = at_user if world.gaze == 'user' else elsewhere.format(to=TO[world.gaze])
     expression = expressions[EXPRESSIONS.index(world.expression)]
-    return _sentence(f'{_subject(world.worn, variant)} {gaze}{expression}'
+    return _sentence(f'{_attired(SUBJECTS[variant], world.worn)} {gaze}{expression}'
                      f'{listening if world.listening else ""}')
 
 
@@ -250,7 +250,8 @@ def action_prompt(action: str, world: WorldState, variant: int = 0, **slots: str
     phrase = (*ACTS[action, key], *MORE_ACTS[action, key], *fresh)[variant].format(**values)
     if values.get('plain') == 'glasses':
         phrase = phrase.replace(' it', ' them')
-    return in_words(action, world, phrase, variant, **filled)
+    subject = (*SUBJECTS, *MORE_SUBJECTS, *FRESH_SUBJECTS)[variant]
+    return in_words(action, world, phrase, subject, **filled)
 
 
 def after(action: str, world: WorldState, **slots: str) -> WorldState:

@@ -289,67 +289,77 @@ FRESH_SUBJECTS: Final = (
 )
 FRESH_ACTS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ('nod', ''): (
-        'nods in agreement', 'bobs their head as if saying yep', 'gives a small affirmative nod'),
+        'bobs their head up and down for yes', 'dips the chin in quiet assent',
+        'gives a quick yes with the head'),
     ('shake_head', ''): (
-        'shakes their head no', 'wags their head like no way',
-        'gives a slow, refusing shake of the head'),
+        'wiggles their head side to side for no',
+        'wordlessly refuses, head swinging from side to side', 'says no with just the head'),
     ('smile', ''): (
-        'starts smiling', 'cracks a grin', 'breaks into a warm smile'),
+        'raises the corners of the mouth in a friendly expression',
+        'lets a warm grin spread across the face', 'cracks a grin'),
     ('frown', ''): (
-        'pulls a grumpy face', 'scowls, brow darkening',
-        'furrows the brows and turns the mouth corners down'),
+        'lowers the brows and turns down the mouth corners',
+        'scowls, displeasure darkening the face', 'looks kinda annoyed'),
     ('look_surprised', ''): (
-        'appears astonished', 'goes all wide-eyed like whoa',
-        'reacts with a start, jaw dropping'),
+        'makes a wow face with big round eyes', 'gapes in silent amazement',
+        'looks totally shocked'),
     ('look', 'left'): (
-        'turns to face left', 'peeks over to the left', 'glances off, screen left'),
+        'directs the gaze to the left edge of the frame', 'lets the eyes drift off to the left',
+        'turns left'),
     ('look', 'right'): (
-        'turns to face right', 'peeks over to the right', 'glances off, screen right'),
+        'peeks over at the right side', 'directs the gaze to the right edge of the frame',
+        'casts a long glance off to the right'),
     ('look', 'up'): (
-        'turns their face to the ceiling', 'stares up at the sky', 'lifts their gaze heavenward'),
+        'stares up at the sky', 'directs the gaze at the top of the frame',
+        'glances at the ceiling'),
     ('look', 'down'): (
-        'turns their face to the floor', 'stares at their shoes',
-        'lowers their gaze to the ground'),
+        'stares at their shoes', 'lowers the gaze to the ground', 'glances at the floor'),
     ('look', 'user'): (
-        'faces the camera again', 'looks straight at you', "meets the viewer's eye once more"),
+        'returns the gaze to the camera', "meets the viewer's eyes once more",
+        'faces front again'),
     ('tilt_head', ''): (
-        'leans their head to one side', 'cocks their head like a curious puppy',
-        'lets their head loll toward one shoulder'),
+        'tips their head over like a curious puppy', 'rolls the head sideways by fifteen degrees',
+        'lets one ear sink toward the shoulder'),
     ('raise_eyebrows', ''): (
-        'lifts both brows', 'hikes up their eyebrows', 'arches both brows, otherwise deadpan'),
+        'makes their eyebrows jump up', 'moves both brows upward, rest of the face unchanged',
+        'arches both brows, otherwise unmoved'),
     ('think', ''): (
-        'ponders something', 'mulls it over for a sec', 'pauses, lost in thought'),
+        'tries really hard to figure something out',
+        'enters a pondering state as if solving a problem', 'sinks into deep contemplation'),
     ('lean_closer', ''): (
-        'moves nearer to the camera', 'scoots in close to the lens',
-        'leans in, filling the frame'),
+        'comes really close to the screen',
+        'moves the upper body forward to reduce the camera distance',
+        'bends forward as if to share a secret'),
     ('wear', 'glasses'): (
-        'puts on a pair of spectacles', 'pops their specs on',
-        'slides eyeglasses onto their nose'),
+        'puts their specs on', 'slides a pair of spectacles onto the nose',
+        'pops on some eyeglasses'),
     ('wear', 'hat'): (
-        'puts on a cap', 'plops a hat on their head', 'dons a fedora'),
+        'adds headwear to the top of the head', 'sets a fedora upon the brow', 'pops on a cap'),
     ('remove', 'glasses'): (
-        'takes off their spectacles', 'whips their specs off',
-        'slips the eyeglasses from their face'),
+        'removes the eyewear from the face', 'slips the spectacles from the nose',
+        'ditches the eyeglasses'),
     ('remove', 'hat'): (
-        'takes off their cap', 'yanks the hat off their head', 'doffs their fedora'),
+        'takes the cap off their head', 'removes the headwear, leaving the head bare',
+        'doffs the cap with a flourish'),
     ('step_out', ''): (
-        'takes off and is gone from the shot', 'exits frame',
-        'moves out of the picture, leaving the scene empty'),
+        'goes away so nobody is there anymore', 'exits the frame until nobody is visible',
+        'slips away, leaving the scene empty'),
     ('come_back', ''): (
-        'returns to view', 'pops back into the shot', 're-enters the empty frame'),
+        're-enters the empty frame', 'reappears where a moment ago nobody was',
+        'returns to the shot'),
     ('talk', 'neutral'): (
-        'speaks in a normal voice', 'just chats away matter-of-factly',
-        'delivers the line flatly, without emotion'),
+        'says something in a normal voice', 'speaks in an even tone without emotion',
+        'speaks in a calm, measured voice'),
     ('talk', 'happy'): (
-        'chatters away in a great mood', 'delivers the line, beaming with joy',
-        'speaks with a joyful, upbeat expression'),
+        'tells a story in a really cheerful voice', 'speaks with a joyful tone and expression',
+        'chatters away, delight in every word'),
     ('talk', 'sad'): (
-        'speaks sorrowfully', 'says sorry, sounding really down',
-        'delivers the line with a heavy heart'),
+        'speaks with a sorrowful tone and expression', 'speaks in a voice heavy with regret',
+        'apologizes sadly'),
     ('talk', 'surprised'): (
-        'speaks in amazement', 'blurts out words like no way, really',
-        'exclaims the line in disbelief'),
+        'says wow in a super amazed voice', 'stammers out words of utter disbelief',
+        'exclaims in amazement'),
     ('listen', ''): (
-        'pays attention to what you are saying', "hangs silently on the viewer's every word",
-        'attentively hears the user out without speaking'),
+        'pays attention to every word of mine', 'attends silently while the user speaks',
+        "hangs on the viewer's every word"),
 }

@@ -232,8 +232,8 @@ class Log:
         names = [n for n in self._rows[-1] if n not in ('step', 'seconds')]
         figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
         for axis, name in zip(axes[0], names, strict=True):
-            axis.plot([r['step'] for r in self._rows], [r.get(name, float('nan'))
-                                                       for r in self._rows])
+            own = [r for r in self._rows if name in r]
+            axis.plot([r['step'] for r in own], [r[name] for r in own])
             axis.set_title(name)
             axis.set_xlabel('step')
         figure.tight_layout()

@@ -36,8 +36,6 @@ from interactive_avatar.generator.prompts import (
     FRESH_VARIANTS,
     HELD_OUT_VARIANTS,
     MAX_WORD_PIECES,
-    MORE_VARIANTS,
-    VARIANTS,
     Prompt,
     WorldState,
     action_prompt,
@@ -47,18 +45,25 @@ from interactive_avatar.generator.prompts import (
     shown,
     stable_prompt,
 )
+from interactive_avatar.generator.wordings import MORE_SUBJECTS, SUBJECTS
 from interactive_avatar.training.common import Process
 from interactive_avatar.training.data import Shard
 from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.prompts import Prompts, packed, table_digest, unpacked
 from interactive_avatar.training.rollout import Rollout
-from interactive_avatar.training.stage import Optimiser, Run, Stage
+from interactive_avatar.training.stage import Optimiser, Run, Stage, averaged
 
 PARAPHRASES_PATH: Final = Path(__file__).parent / 'paraphrases.tsv'
 WORN_WORLDS: Final = tuple(WorldState(glasses, hat) for glasses, hat in
                            itertools.product((False, True), repeat=2))
-SUBJECTS_TRAINED: Final = tuple(variant for variant in range(VARIANTS + MORE_VARIANTS)
-                                if variant not in HELD_OUT_VARIANTS)
+SUBJECTS_READ: Final = (
+    *(who for number, who in enumerate((*SUBJECTS, *MORE_SUBJECTS))
+      if number not in HELD_OUT_VARIANTS),
+    ('an old man', 'with'), ('an elderly woman', 'wearing'), ('the girl', 'in'),
+    ('a boy', 'wearing'), ('the young man', 'with'), ('our guide', 'in'), ('a teacher', 'with'),
+    ('the presenter', 'wearing'), ('the robot', 'with'), ('the face', 'with'),
+    ('the receptionist', 'in'), ('a friend', 'wearing'), ('the doctor', 'with'))
+"""Who does what a paraphrase says, and how what is worn is attached."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class ReadingOptions:
             layer.
         table_share, canonical_share: of a batch, prompts that the denoiser was trained on, and
             canonical ones; the rest are paraphrases.
+        judge_steps: after how many steps phrasings that nothing is trained on are judged.
         noise: standard deviation of what is added to states, in units of theirs.
         word_drop: share of tokens that are taken from who learns.
         emphasis: by action (and its slot, as 'look up'), by how much the difference to the world
@@ -92,6 +98,7 @@ class ReadingOptions:
     word_drop: float = 0.05
     emphasis: Mapping[str, float] = field(default_factory=dict)
     leaning: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    judge_steps: int = 500
     peak_rate: float = 1e-3
     weight_decay: float = 0.05
     average_decay: float = 0.998
@@ -172,14 +179,14 @@ class Texts:
                    torch.tensor(meanings, device=prompts.states.device))
 
 
-def bake_paraphrases(path: Path, subjects: int = 1, tokens: int = MAX_WORD_PIECES,
+def bake_paraphrases(path: Path, draws: int = 2, tokens: int = MAX_WORD_PIECES,
                      phrases: Sequence[Phrase] | None = None) -> int:
     """Encode the paraphrases (those of the package if None), and the phrasings that nothing is
     trained on.
 
     Args:
-        subjects: how many subjects each paraphrase is encoded with for each world of what is
-            worn.
+        draws: with how many worlds of what is worn each paraphrase is encoded, each time with
+            another subject.
         tokens: states kept of each prompt.
 
     Returns:
@@ -188,7 +195,7 @@ def bake_paraphrases(path: Path, subjects: int = 1, tokens: int = MAX_WORD_PIECE
     phrases = read_paraphrases() if phrases is None else phrases
     arrays: dict[str, NDArray[Any]] = {'table': np.array(table_digest())}
     made = 0
-    for name, (texts, targets) in (('trained', paraphrased(phrases, subjects, 0)),
+    for name, (texts, targets) in (('trained', paraphrased(phrases, draws, 0)),
                                    ('unseen', unseen())):
         arrays |= {f'{name}_{key}': value for key, value in packed(texts, tokens).items()}
         arrays[f'{name}_target'] = np.array(targets, np.int64)
@@ -218,20 +225,19 @@ def load_paraphrases(path: Path, tokens: int, device: torch.device) -> tuple[Tex
     return trained, tests
 
 
-def paraphrased(phrases: Sequence[Phrase], subjects: int, seed: int
-                ) -> tuple[list[str], list[int]]:
-    """Paraphrases as prompts, ``subjects`` for each of them and each world of what is worn, and
-    what they mean."""
+def paraphrased(phrases: Sequence[Phrase], draws: int, seed: int) -> tuple[list[str], list[int]]:
+    """Paraphrases as prompts, ``draws`` of each with worlds of what is worn and subjects drawn at
+    random, and what they mean."""
     rng = np.random.default_rng(seed)
     texts, targets = [], []
     for phrase in phrases:
-        worlds = {shown(replace(world, in_view=phrase.action != 'come_back'), phrase.action,
-                        phrase.slots) for world in WORN_WORLDS}
-        for world in sorted(worlds, key=repr):
-            for subject in rng.choice(SUBJECTS_TRAINED, subjects, replace=False):
-                texts.append(in_words(phrase.action, world, phrase.text, int(subject),
-                                      **phrase.slots))
-                targets.append(meant(phrase.action, phrase.slots, world))
+        worlds = sorted({shown(replace(world, in_view=phrase.action != 'come_back'),
+                               phrase.action, phrase.slots) for world in WORN_WORLDS}, key=repr)
+        for number in rng.choice(len(worlds), min(draws, len(worlds)), replace=False):
+            texts.append(in_words(phrase.action, worlds[number], phrase.text,
+                                  SUBJECTS_READ[int(rng.integers(len(SUBJECTS_READ)))],
+                                  **phrase.slots))
+            targets.append(meant(phrase.action, phrase.slots, worlds[number]))
     return texts, targets
 
 
@@ -438,8 +444,11 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
               for share in (options.canonical_share, options.table_share)]
     counts.append(options.batch - sum(counts))
     deviation = float(prompts.states[prompts.mask == 0.0].float().std())
-    before = judge(denoiser, tests, prompts, wanted, some, refined=False)
-    stage.log.add(0, unseen_right=before.right, unseen_missed=before.missed)
+
+    def report(judged: Judge) -> None:
+        stage.log.add(stage.step, unseen_right=judged.right, unseen_missed=judged.missed)
+
+    report(judge(denoiser, tests, prompts, wanted, some, refined=False))
     for progress in stage.steps():
         for share in stage.parts():
             picks = [wanted.canonical[torch.randint(len(wanted.canonical), (counts[0],))],
@@ -476,9 +485,11 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
             stage.log.add(stage.step, canonical=canonical.mean(), table=known.mean(),
                           paraphrases=other.mean())
         optimiser.step(progress)
-    with torch.no_grad():
-        after = judge(denoiser, tests, prompts, wanted, some)
-    stage.log.add(stage.step, unseen_right=after.right, unseen_missed=after.missed)
+        if (stage.step + 1) % options.judge_steps == 0:
+            with averaged(optimiser):
+                report(judge(denoiser, tests, prompts, wanted, some))
+    with averaged(optimiser):
+        report(judge(denoiser, tests, prompts, wanted, some))
     stage.close()
     for parameter in frozen:
         parameter.requires_grad_(True)
