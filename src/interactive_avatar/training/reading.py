@@ -33,7 +33,6 @@ from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.denoiser import Denoiser, attend
 from interactive_avatar.generator.prompts import (
     ACTION_SLOTS,
-    FRESH_VARIANTS,
     HELD_OUT_VARIANTS,
     MAX_WORD_PIECES,
     Prompt,
@@ -242,13 +241,14 @@ def paraphrased(phrases: Sequence[Phrase], draws: int, seed: int) -> tuple[list[
 
 
 def unseen() -> tuple[list[str], list[int]]:
-    """Phrasings of actions that nothing is trained on, and what they mean."""
+    """Phrasings of actions that nothing is trained on, and what they mean: `HELD_OUT_VARIANTS`, by
+    which settings may be chosen. `FRESH_VARIANTS` are left to the evaluation."""
     texts, targets = [], []
     for action, allowed in ACTION_SLOTS.items():
         for values in itertools.product(*allowed.values()):
             slots = dict(zip(allowed, values, strict=True))
             world = shown(WorldState(in_view=action != 'come_back'), action, slots)
-            for variant in (*HELD_OUT_VARIANTS, *FRESH_VARIANTS):
+            for variant in HELD_OUT_VARIANTS:
                 texts.append(action_prompt(action, world, variant, **slots))
                 targets.append(meant(action, slots, world))
     return texts, targets
