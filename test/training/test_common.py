@@ -22,6 +22,7 @@ from interactive_avatar.training.common import (
 from interactive_avatar.training.distil import DistilOptions
 from interactive_avatar.training.hearing import HearingOptions
 from interactive_avatar.training.memory import MemoryOptions
+from interactive_avatar.training.reading import ReadingOptions
 from interactive_avatar.training.recall import RecallOptions
 from interactive_avatar.training.teacher import TeacherOptions
 
@@ -65,7 +66,8 @@ def test_parts_of_a_longer_file_do_not_stay(tmp_path: Path) -> None:
 
 
 OPTIONS = {'autoencoder': AutoencoderOptions, 'teacher': TeacherOptions, 'memory': MemoryOptions,
-           'distil': DistilOptions, 'recall': RecallOptions, 'audio': HearingOptions}
+           'distil': DistilOptions, 'recall': RecallOptions, 'audio': HearingOptions,
+           'text': ReadingOptions}
 
 
 CONFIGS = Path(str(SOURCE_ROOT), 'config', 'training')

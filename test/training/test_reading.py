@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import ALONE, CPU, TINY, shard
 
-from interactive_avatar.generator.networks import Generator
+from interactive_avatar.generator.networks import Generator, saved_config
 from interactive_avatar.generator.prompts import (
     ACTION_SLOTS,
     FRESH_VARIANTS,
@@ -25,6 +25,7 @@ from interactive_avatar.generator.prompts import (
     prompt_table,
     stable_prompt,
 )
+from interactive_avatar.training import pipeline
 from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.prompts import Prompts, packed, unpacked
 from interactive_avatar.training.reading import (
@@ -184,3 +185,39 @@ def test_paraphrases_that_are_missing_or_of_another_version_say_what_to_do(
     monkeypatch.setattr('interactive_avatar.training.reading.table_digest', lambda: 'later')
     with pytest.raises(ValueError, match='another version'):
         load_paraphrases(path, 20, CPU)
+
+
+def test_the_command_adds_a_refiner_to_weights_that_have_none(
+        prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = replace(CONFIG, denoiser=replace(CONFIG.denoiser, refiner_layers=0))
+    before = Generator(plain)
+    before.save(tmp_path / 'weights.safetensors', quantise=False)
+    monkeypatch.setattr(pipeline, 'Prompts', lambda *_: prompts)
+    monkeypatch.setattr(pipeline, 'prepare_shard', lambda *_: shard())
+    monkeypatch.setattr(pipeline, 'write_samples', lambda *_: None)
+    bake_paraphrases(tmp_path / 'paraphrases.npz', phrases=read_paraphrases()[:2])
+    config = tmp_path / 'text.yaml'
+    config.write_text('layers: 1\nbatch: 8\nqueries: 4\nstreams: 2\nsegments: 1\nkept: 16\n'
+                      'table_share: 0.0\naverage_decay: 0.1\n')
+    common = ['text', '--assets', str(tmp_path), '--state', str(tmp_path / 'state'), '--config',
+              str(config), '--out', str(tmp_path / 'out'), '--steps', '2']
+    assert pipeline.main([*common, '--weights', str(tmp_path / 'weights.safetensors')]) == 0
+    part = tmp_path / 'out' / 'generator.safetensors.part00'
+    after = Generator(saved_config(part))
+    assert after.config.denoiser.refiner_layers == 1
+    left = after.load(part, partial=True)
+    assert not any('.refiner.' in name for name in left) and len(left) == len(before.state_dict())
+    # It goes on from what it left.
+    assert pipeline.main(common) == 0
+    assert not after.load(tmp_path / 'state' / 'generator.safetensors')
+
+
+def test_the_command_wants_paraphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                       prompts: Prompts) -> None:
+    Generator(CONFIG).save(tmp_path / 'weights.safetensors', quantise=False)
+    monkeypatch.setattr(pipeline, 'Prompts', lambda *_: prompts)
+    monkeypatch.setattr(pipeline, 'prepare_shard', lambda *_: shard())
+    with pytest.raises(FileNotFoundError, match='no paraphrases'):
+        pipeline.main(['text', '--assets', str(tmp_path), '--state', str(tmp_path / 'state'),
+                       '--out', str(tmp_path / 'out'), '--steps', '1', '--weights',
+                       str(tmp_path / 'weights.safetensors')])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / 'generator'))
 
 from tiny import TINY
 
+from interactive_avatar.generator.backends import open_backend
+from interactive_avatar.generator.backends.base import pad_text
+from interactive_avatar.generator.backends.onnx import OnnxText
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.model import ModelError, ModelFiles
 from interactive_avatar.generator.networks import Generator
@@ -97,3 +101,35 @@ def test_a_model_is_widened_and_keeps_its_size_from_then_on(
     assert ModelFiles.open(tmp_path / 'both').config == files.config
     with pytest.raises(ModelError, match='shapes'):
         release.main(arguments('--weights', wide, '--upscale', 1, '--out', tmp_path / 'no'))
+
+
+def test_a_refiner_trained_by_itself_joins_a_model_that_has_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    old, refined = tmp_path / 'old', replace(TINY, denoiser=replace(
+        TINY.denoiser, refiner_layers=1, refiner_heads=2, refiner_ffn_width=16))
+    (tmp_path / 'state').mkdir()
+    Generator(TINY).save(tmp_path / 'state' / release.WEIGHTS, quantise=False)
+    assert release.main(arguments('--weights', tmp_path / 'state', '--out', old)) == 0
+    (tmp_path / 'text').mkdir()
+    trained = Generator(refined)
+    assert trained.denoiser.refiner is not None
+    for name, value in trained.denoiser.refiner.named_parameters():
+        if name.endswith('down.weight'):
+            torch.nn.init.normal_(value)
+    trained.save(tmp_path / 'text' / release.WEIGHTS, quantise=False,
+                 prefixes=('denoiser.refiner.',))
+    new = tmp_path / 'new'
+    assert release.main(arguments('--weights', old, tmp_path / 'text', '--out', new)) == 0
+    assert ModelFiles.open(old).config.denoiser.refiner_layers == 0
+    assert ModelFiles.open(new).config.denoiser.refiner_layers == 1
+    text = np.random.default_rng(0).standard_normal((3, TINY.denoiser.text_width)).astype('f')
+    with_it, without = (open_backend('onnx', ModelFiles.open(folder)).encode_text(text)
+                        for folder in (new, old))
+    assert isinstance(with_it, OnnxText) and isinstance(without, OnnxText)
+    assert not np.allclose(with_it.k, without.k)
+    # The graph does what the networks do.
+    loaded = Generator(refined)
+    loaded.load(new / 'model.safetensors')
+    padded, _ = pad_text(text, refined)
+    k, _ = loaded.denoiser.text_cache(torch.from_numpy(padded)[None])
+    np.testing.assert_allclose(with_it.k, k.detach().numpy(), atol=2e-3)

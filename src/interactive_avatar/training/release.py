@@ -49,8 +49,10 @@ def main(args: argparse.Namespace) -> int:
             config = GeneratorConfig.from_json((folder / CONFIG_NAME).read_text())
     saved = [saved_config(file) for file in files]
     # A token refiner comes after the rest, in weights of its own.
-    layers = max(each.denoiser.refiner_layers for each in saved)
-    config = replace(config, denoiser=replace(config.denoiser, refiner_layers=layers))
+    refined = max((each.denoiser for each in saved), key=lambda d: d.refiner_layers)
+    config = replace(config, denoiser=replace(
+        config.denoiser, refiner_layers=refined.refiner_layers,
+        refiner_heads=refined.refiner_heads, refiner_ffn_width=refined.refiner_ffn_width))
     upscale = args.upscale or saved[-1].autoencoder.upscale
     config = replace(config, autoencoder=config.autoencoder.upscaled(upscale))
     if levels:
