@@ -99,6 +99,12 @@ def test_a_model_is_widened_and_keeps_its_size_from_then_on(
     assert release.main(arguments('--weights', tmp_path / 'state', decoder, '--out',
                                   tmp_path / 'both')) == 0
     assert ModelFiles.open(tmp_path / 'both').config == files.config
+    # What brings no decoder does not say how large pictures are.
+    (tmp_path / 'sound').mkdir()
+    Generator(TINY).save(tmp_path / 'sound' / release.WEIGHTS, prefixes=('audio.',))
+    assert release.main(arguments('--weights', wide, tmp_path / 'sound', '--out',
+                                  tmp_path / 'heard')) == 0
+    assert ModelFiles.open(tmp_path / 'heard').config == files.config
     with pytest.raises(ModelError, match='shapes'):
         release.main(arguments('--weights', wide, '--upscale', 1, '--out', tmp_path / 'no'))
 

@@ -8,6 +8,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import safe_open
+
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.export import export
 from interactive_avatar.generator.model import CONFIG_NAME, IDENTITIES_NAME
@@ -28,12 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--upscale', type=int, default=0, metavar='N',
                         help="pictures of N times the encoder's side (256 pixels); a decoder for "
                              'smaller ones is widened, to be trained on. Left out, as the last '
-                             'of the weights has it')
+                             'decoder among the weights has it')
     parser.add_argument('--out', type=Path, default=Path('models/compact'))
     parser.add_argument('--people', type=Path, default=Path('assets/people.npz'),
                         help='baked people, for the reference pictures')
     parser.add_argument('--identity', action='append', default=[], metavar='NAME=NUMBER',
                         help='a named reference picture; may be given several times')
+
+
+def has_decoder(file: Path) -> bool:
+    """Whether weights have a decoder among them."""
+    with safe_open(str(file), 'pt') as stored:
+        return any(name.startswith('autoencoder.decoder.') for name in stored.keys())
 
 
 def main(args: argparse.Namespace) -> int:
@@ -53,7 +61,10 @@ def main(args: argparse.Namespace) -> int:
     config = replace(config, denoiser=replace(
         config.denoiser, refiner_layers=refined.refiner_layers,
         refiner_heads=refined.refiner_heads, refiner_ffn_width=refined.refiner_ffn_width))
-    upscale = args.upscale or saved[-1].autoencoder.upscale
+    # Stages that leave the decoder alone may have been run beside a smaller one.
+    upscale = args.upscale or next((
+        each.autoencoder.upscale for file, each in zip(reversed(files), reversed(saved),
+                                                       strict=True) if has_decoder(file)), 1)
     config = replace(config, autoencoder=config.autoencoder.upscaled(upscale))
     if levels:
         config = replace(config, sampler=replace(config.sampler, levels=levels))
