@@ -80,8 +80,7 @@ class ReadingOptions:
         noise: standard deviation of what is added to states, in units of theirs.
         word_drop: share of tokens that are taken from who learns.
         emphasis: by action (and its slot, as 'look up'), by how much the difference to the world
-            at rest is enlarged; 'stable': the same for canonical stable prompts, against the mean
-            of all of them.
+            at rest is enlarged.
         leaning: by action, others whose difference to rest is added, and how much of it.
     """
 
