@@ -227,7 +227,7 @@ def measure(items: Sequence[HeldOut], player: Player, trials: Sequence[Trial],
                                         o.variant)) as data:
                     strip = data['strip']
                 frames += list(strip)
-                labels += [f'{o.trial}{"" if o.done else " ✗"} ({o.variant})',
+                labels += [f'{o.trial}{"" if o.done else ", failed"} ({o.variant})',
                            *[''] * (len(strip) - 1)]
             result.plots.append((caption, sheet(frames, labels, len(STRIP_FRAMES))))
     return result
