@@ -221,3 +221,17 @@ def test_actions_are_counted_by_person_and_phrasing() -> None:
     assert result.table is not None
     assert result.table[1][1][:4] == ['smile', '2 of 2', '0 of 2', '0 of 2']
     json.dumps(result.detail)
+
+
+def test_words_of_writers_who_saw_no_others_are_counted_by_themselves() -> None:
+    outcomes = [actions.Outcome('a', 'nod', variant, variant != 27) for variant in (0, 12, 26, 27)]
+    result = actions.summarise(outcomes)
+    rows = by_claim(result)
+    assert rows['actions under phrasings never trained on'].figure.value == pytest.approx(100.0)
+    fresh = rows['actions in words of a writer who had seen none of these']
+    assert (fresh.figure.value, fresh.figure.n) == (pytest.approx(50.0), 2)
+    assert result.table is not None
+    header, lines = result.table
+    cells = dict(zip(header, lines[0], strict=True))
+    assert (cells['held-out 1'], cells['held-out 2']) == ('1 of 1', '–')
+    assert (cells['fresh 1'], cells['fresh 2'], cells['fresh 3']) == ('1 of 1', '0 of 1', '–')
