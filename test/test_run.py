@@ -36,8 +36,13 @@ sys.exit(run.main(argparse.Namespace(mode='', nodes=['web'], overrides=[], log=N
 
 
 def start(folder: Path, *before: str) -> tuple[subprocess.Popen[str], int]:
-    process = subprocess.Popen([*before, sys.executable, '-c', SCRIPT, str(folder)],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    # Tests that themselves run under nohup would hand its deafness on.
+    kept = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen([*before, sys.executable, '-c', SCRIPT, str(folder)],
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, kept)
     assert process.stdout is not None
     return process, int(process.stdout.readline())
 
