@@ -5,7 +5,7 @@ Two kinds of prompt exist. A *stable* prompt describes the world while nothing
 happens: what is worn, where the person looks, the expression, whether they listen. An *action*
 prompt describes what happens now. Reasoning emits prompts only through `stable_prompt` and
 `action_prompt`, so nothing reaches the generator that it was not trained on; free text from a
-user is left to the text encoder to generalise to.
+user is left to the text encoder and the token refiner to generalise to.
 
 Every prompt has several phrasings, its variants. Variant 0 is the canonical one, used at run time.
 `HELD_OUT_VARIANTS` are never trained on: they measure how well other wordings are understood.
@@ -46,7 +46,8 @@ OBJECTS: Final = ('glasses', 'hat')
 VARIANTS: Final = 14
 HELD_OUT_VARIANTS: Final = (12, 13)
 MORE_VARIANTS: Final = 12
-FRESH_VARIANTS: Final = (26, 27, 28)
+FRESH_VARIANTS: Final = tuple(VARIANTS + MORE_VARIANTS + number
+                              for number in range(len(FRESH_SUBJECTS)))
 # Averted gazes have 128 worlds, each rarer than the 32 that look at the user: fewer phrasings of
 # each keep the table of text embeddings small on the training machine.
 TRAINED_VARIANTS_AVERTED: Final = 8
