@@ -58,10 +58,16 @@ def stream_velocity(model: Denoiser, w: Window, b: int) -> torch.Tensor:
         v = torch.cat([reference_v, *[e[1] for e in long], *[e[1] for e in short],
                        *[values[i] for i in adjacent]], 3)
         prompt = int(w.text_index[b, frame])
+        # What of a blink is seen: nothing, or the rows of the chunk of it that this is.
+        blink = torch.full((TINY.denoiser.text_rows - TINY.denoiser.text_tokens,), MASKED)
+        phase = 0 if w.blink is None else int(w.blink[b, frame])
+        if phase:
+            blink[(phase - 1) * TINY.denoiser.blink_rows:][:TINY.denoiser.blink_rows] = 0.0
+        text_mask = torch.cat([w.text_mask[b, prompt], blink])[None]
         audio_k, audio_v = model.audio_cache(w.audio[one, frame])
         return model.chunk(
             latent, level, w.previous[one, frame], audio_k, audio_v, text_k[prompt][None],
-            text_v[prompt][None], w.text_mask[one, prompt],
+            text_v[prompt][None], text_mask,
             rotate(k, model.cache_cos, model.cache_sin), v, w.mask[one, frame])
 
     for j in range(frames_c):
@@ -75,9 +81,14 @@ def stream_velocity(model: Denoiser, w: Window, b: int) -> torch.Tensor:
     return torch.cat(targets)
 
 
-def test_chunked_streaming_equals_one_masked_forward(denoiser: Denoiser) -> None:
+@pytest.mark.parametrize('blinks', [False, True])
+def test_chunked_streaming_equals_one_masked_forward(denoiser: Denoiser, blinks: bool) -> None:
     torch.manual_seed(1)
     w = random_window(batch=2, targets=3)
+    assert denoiser.blink_v is not None
+    torch.nn.init.normal_(denoiser.blink_v)
+    if blinks:
+        w.blink = torch.tensor([[0, 1, 2, 0, 0, 1, 2], [1, 2, 0, 0, 1, 2, 0]])
     # The stream has nothing before its first frame; in the window those slots are masked.
     w.mask[:, 0, -2 * TINY.chunk_tokens:] = MASKED
     w.mask[:, 1, -2 * TINY.chunk_tokens:-TINY.chunk_tokens] = MASKED
@@ -86,6 +97,22 @@ def test_chunked_streaming_equals_one_masked_forward(denoiser: Denoiser) -> None
         apart = torch.stack([stream_velocity(denoiser, w, b) for b in range(2)])
     assert together.abs().mean() > 0.01
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_of_a_blink_are_seen_in_its_chunk_alone(denoiser: Denoiser) -> None:
+    torch.manual_seed(2)
+    w = random_window(batch=1, targets=2)
+    assert denoiser.blink_v is not None
+    with torch.no_grad():
+        plain = denoiser.window(w)
+        w.blink = torch.zeros((1, 5), dtype=torch.int64)
+        torch.testing.assert_close(denoiser.window(w), plain)
+        w.blink[0, 4] = 2
+        once = denoiser.window(w)
+        torch.testing.assert_close(once[:, 0], plain[:, 0])
+        assert not torch.allclose(once[:, 1], plain[:, 1])
+        denoiser.blink_v[:, :, :TINY.denoiser.blink_rows] += 1.0  # those of its first chunk
+        torch.testing.assert_close(denoiser.window(w), once)
 
 
 def test_a_masked_slot_changes_nothing(denoiser: Denoiser) -> None:

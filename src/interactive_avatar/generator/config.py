@@ -6,10 +6,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.media.mel import MEL_BANDS
+
+BLINK_CHUNKS: Final = 2
+"""Chunks that a blink takes: lids fall and are shut in the first, and open in the second."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Diffusion transformer; ``refiner_layers`` of its token refiner, 0 for none."""
+    """Diffusion transformer; ``refiner_layers`` of its token refiner, 0 for none.
+
+    ``blink_rows``: keys and values of a blink, for each of the `BLINK_CHUNKS` chunks that it
+    takes; 0 for a generator that blinks when it likes.
+    """
 
     width: int = 384
     heads: int = 6
@@ -115,6 +122,7 @@ class DenoiserConfig:
     refiner_layers: int = 0
     refiner_heads: int = 6
     refiner_ffn_width: int = 768
+    blink_rows: int = 0
     rope_split: tuple[int, int, int] = (24, 20, 20)
     rope_theta: float = 100.0
     frequency_width: int = 256
@@ -123,6 +131,11 @@ class DenoiserConfig:
     def head_width(self) -> int:
         """Width of one attention head."""
         return self.width // self.heads
+
+    @property
+    def text_rows(self) -> int:
+        """Keys and values that text attention sees: a prompt's, then those of a blink."""
+        return self.text_tokens + BLINK_CHUNKS * self.blink_rows
 
 
 @dataclass(frozen=True)

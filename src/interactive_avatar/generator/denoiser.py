@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.compressor import (
     MemoryCompressor,
     patchify,
     timestep_features,
     unpatchify,
 )
-from interactive_avatar.generator.config import DenoiserConfig, GeneratorConfig
+from interactive_avatar.generator.config import BLINK_CHUNKS, DenoiserConfig, GeneratorConfig
 from interactive_avatar.generator.positions import (
     cache_table,
     chunk_table,
@@ -126,6 +127,19 @@ class Block(nn.Module):
         return x + m[:, 5:6] * self.down(F.gelu(self.up(h), approximate='tanh'))
 
 
+KeysValues = tuple[Tensor, Tensor]
+
+
+def with_blink(prompts: KeysValues, blink: KeysValues | None) -> KeysValues:
+    """Keys and values of prompts 2 × [N, H, n, hw] and after them those of a blink 2 × [H, m, hw],
+    if there are any."""
+    if blink is None:
+        return prompts
+    k, v = (torch.cat([own, rows.to(own.dtype).expand(len(own), -1, -1, -1)], 2)
+            for own, rows in zip(prompts, blink, strict=True))
+    return k, v
+
+
 def one_hot(index: Tensor, count: int) -> Tensor:
     """Rows that `picked` takes: int64 [B, n] -> bool [B, n, count]."""
     return index[..., None] == torch.arange(count, device=index.device)
@@ -164,6 +178,8 @@ class Window:
             every frame if None.
         kept_k, kept_v: [B, L, H, 2, 64, hw] keys (not rotated) and values that a stream has
             already made of the first two context frames; made anew if None.
+        blink: [B, F] int64, which chunk of a blink each frame is, from 1; 0 for none.
+            None: nobody blinks, and its keys and values are left out.
     """
 
     context: Tensor
@@ -182,6 +198,7 @@ class Window:
     long_index: Tensor | None = None
     kept_k: Tensor | None = None
     kept_v: Tensor | None = None
+    blink: Tensor | None = None
 
 
 @dataclass
@@ -241,6 +258,10 @@ class Denoiser(nn.Module):
             nn.Linear(d.text_width, d.width), nn.GELU(approximate='tanh'),
             nn.Linear(d.width, d.width))
         self.refiner = TokenRefiner(d) if d.refiner_layers else None
+        # Of a blink, layer by layer (prefix tuning, Li and Liang, arXiv 2101.00190).
+        blink = (d.layers, d.heads, BLINK_CHUNKS * d.blink_rows, d.head_width)
+        self.blink_k = nn.Parameter(torch.randn(blink)) if d.blink_rows else None
+        self.blink_v = nn.Parameter(torch.zeros(blink)) if d.blink_rows else None
         blocks = [Block(d, config.audio.width) for _ in range(d.layers)]
         self.blocks = nn.ModuleList(blocks)
         self.compressor = MemoryCompressor(config)
@@ -306,13 +327,28 @@ class Denoiser(nn.Module):
         return embedded
 
     def text_cache(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a prompt in every layer; [B, n, text width] -> 2 × [B, L, H, n, hw].
+        """Keys and values of a prompt in every layer, and after them those of a blink;
+        [B, text tokens, text width] -> 2 × [B, L, H, text rows, hw].
 
         This is all that switching a prompt needs (Cache-Switching).
         """
         embedded = self.embed_text(text)
-        pairs = [block.text.project(embedded) for block in self.layers]
+        pairs = [with_blink(block.text.project(embedded), self.blink_of(layer))
+                 for layer, block in enumerate(self.layers)]
         return torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
+
+    def blink_of(self, layer: int) -> KeysValues | None:
+        """A layer's keys and values of a blink, 2 × [H, blink rows of all its chunks, hw]."""
+        if self.blink_k is None or self.blink_v is None:
+            return None
+        return self.blink_k[layer], self.blink_v[layer]
+
+    def _blink_bias(self, phase: Tensor) -> Tensor:
+        """What is added to the scores of a blink's keys, [N, 1, 1, rows], by ``phase`` [N]: which
+        chunk of a blink it is, from 1; 0 for none."""
+        rows = self.config.denoiser.blink_rows
+        own = torch.arange(BLINK_CHUNKS * rows, device=phase.device) // rows + 1
+        return torch.where(own == phase[:, None], 0.0, float(MASKED))[:, None, None]
 
     def audio_cache(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a chunk's audio tokens [B, 12, audio width], as `text_cache`."""
@@ -440,6 +476,8 @@ class Denoiser(nn.Module):
         text = self.embed_text(w.text.flatten(0, 1)).unflatten(0, w.text.shape[:2])
         text_bias = torch.gather(w.text_mask, 1, w.text_index[..., None].expand(
             -1, -1, w.text_mask.shape[-1])).flatten(0, 1)[:, None, None].to(x.dtype)
+        if w.blink is not None:
+            text_bias = torch.cat([text_bias, self._blink_bias(w.blink.flatten()).to(x.dtype)], -1)
         text_rows = one_hot(w.text_index, text.shape[1])
         audio = w.audio.flatten(0, 1)
         slots = self._slots(w, groups)
@@ -448,7 +486,8 @@ class Denoiser(nn.Module):
                                                                       w.kept_v[:, i])
             ref, mem, x = self._window_layer(
                 block, ref, mem, x, still[:, i], modulations[:, i], mask, text.flatten(0, 1),
-                text_rows, text_bias, audio, slots, batch, frames_c, frames, groups, kept)
+                text_rows, text_bias, audio, slots, batch, frames_c, frames, groups, kept,
+                None if w.blink is None else self.blink_of(i))
         x = x.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         embedded = embedded.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
         before = before.unflatten(0, (batch, frames))[:, frames_c:].flatten(0, 1)
@@ -470,7 +509,8 @@ class Denoiser(nn.Module):
                       m: Tensor, mask: Tensor, text: Tensor, text_rows: Tensor,
                       text_bias: Tensor, audio: Tensor, slots: Tensor, batch: int,
                       frames_c: int, frames: int, groups: int,
-                      kept: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+                      kept: KeysValues | None, blink: KeysValues | None
+                      ) -> tuple[Tensor, Tensor, Tensor]:
         ref_next, ref_k, ref_v = self._still_layer(block, ref, still, None, None)
         mem_next, mem_k, mem_v = self._still_layer(
             block, mem, still, ref_k.repeat_interleave(groups, 0),
@@ -497,7 +537,7 @@ class Denoiser(nn.Module):
         attended = attend(q, torch.cat([old_k, k], 2),
                           torch.cat([past(v, mem_v, ref_v, kept_v), v], 2), mask)
         x = block.finish_attention(x, attended, m)
-        text_k, text_v = block.text.project(text)
+        text_k, text_v = with_blink(block.text.project(text), blink)
         x = block.text(x, picked(text_rows, text_k).flatten(0, 1),
                        picked(text_rows, text_v).flatten(0, 1), text_bias)
         x = block.audio(x, *block.audio.project(audio))

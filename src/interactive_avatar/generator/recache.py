@@ -55,9 +55,9 @@ class Recacher:
     def prepare(self, prompt: str) -> None:
         """Compute a prompt's keys and values ahead of need, as `AvatarStream.prepare` does."""
         self._stream.prepare(prompt)
-        padded, mask = pad_text(self._encode(prompt), self._stream.config)
+        padded, masks = pad_text(self._encode(prompt), self._stream.config)
         out = self._stream.backend.run_graph('encode_text', {'text': padded[None]})
-        self._texts[prompt] = {**out, 'text_mask': mask[None]}
+        self._texts[prompt] = {**out, 'text_mask': masks[:1]}
 
     def switch(self, prompt: str) -> Recached:
         """Use ``prompt`` from the next chunk on, as if the window had been made under it.

@@ -118,13 +118,13 @@ def graph_signatures(config: GeneratorConfig) -> dict[str, GraphSignature]:
         'encode_image': GraphSignature({'frames': frames}, {'latent': latent}),
         'encode_text': GraphSignature(
             {'text': wide(d.text_tokens, d.text_width)},
-            {'text_k': kv(d.text_tokens), 'text_v': kv(d.text_tokens)}),
+            {'text_k': kv(d.text_rows), 'text_v': kv(d.text_rows)}),
         'embed_reference': GraphSignature({'latent': latent}, {'k': chunk, 'v': chunk}),
         'denoise': GraphSignature(
             {'latent': latent, 'level': scalar, 'previous': latent,
              'audio_k': kv(config.audio.tokens), 'audio_v': kv(config.audio.tokens),
-             'text_k': kv(d.text_tokens), 'text_v': kv(d.text_tokens),
-             'text_mask': wide(d.text_tokens), **cache},
+             'text_k': kv(d.text_rows), 'text_v': kv(d.text_rows),
+             'text_mask': wide(d.text_rows), **cache},
             {'velocity': latent, 'k': chunk, 'v': chunk}),
         'compress': GraphSignature(
             {'latents': wide(m.group, *latent.shape[1:]), 'reference_k': chunk,

@@ -22,6 +22,7 @@ from interactive_avatar.generator.backends.base import (
     Decoded,
     MemoryJob,
 )
+from interactive_avatar.generator.blinking import BlinkSchedule
 from interactive_avatar.generator.conditioning import ConditioningBank
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.memory import (
@@ -133,7 +134,7 @@ class AvatarStream:
     def __init__(self, backend: Backend, reference: NDArray[np.uint8], prompt: str,
                  encode_text: Callable[[str], NDArray[np.float32]], seed: int = 0,
                  key_frames: str = 'dynamic', bank: ConditioningBank | None = None,
-                 lookahead_ms: int = CHUNK_MS) -> None:
+                 lookahead_ms: int = CHUNK_MS, blinks: bool = True) -> None:
         """Args: see `open`; encode_text: text to hidden states float32 [n, width]; bank: text
         caches shared with other streams of the backend."""
         if lookahead_ms not in range(0, CHUNK_MS + 1, FRAME_MS):
@@ -147,6 +148,7 @@ class AvatarStream:
         self.config, self.backend, self._seed = config, backend, seed
         self._bank = bank or ConditioningBank(backend, encode_text)
         self._bank.prepare(prompt)
+        self._blinks = BlinkSchedule(seed) if blinks and config.denoiser.blink_rows else None
         still = np.repeat(reference[None], config.autoencoder.frames, axis=0)
         latent = backend.encode_image(still)
         # As long as the windows of the adjacent chunks together, which `recache` needs again.
@@ -161,7 +163,7 @@ class AvatarStream:
     def open(cls, model: Path | str = 'models/compact', backend: str = 'onnx',
              reference: NDArray[np.uint8] | str | None = None, prompt: str | None = None,
              seed: int = 0, key_frames: str = 'dynamic', lookahead_ms: int = CHUNK_MS,
-             **backend_options: Any) -> AvatarStream:
+             blinks: bool = True, **backend_options: Any) -> AvatarStream:
         """Open a model and start a stream.
 
         Args:
@@ -175,6 +177,8 @@ class AvatarStream:
                 stays empty) and window (the short memory too).
             lookahead_ms: speech that is waited for before a frame is drawn, 0 to 160 in steps of
                 40; less is sooner and worse for the lips. The wan size takes the default only.
+            blinks: whether the avatar blinks now and then (`BlinkSchedule`), where the model has
+                learnt to when it is told; the wan size pays no heed.
             **backend_options: passed to the backend (threads, int8, device).
 
         Raises:
@@ -200,7 +204,7 @@ class AvatarStream:
             opened.warm_up()
         return cls(opened, picture, prompt or stable_prompt(WorldState()),
                    encoder.result().encode, seed, key_frames,
-                   lookahead_ms=lookahead_ms)
+                   lookahead_ms=lookahead_ms, blinks=blinks)
 
     @property
     def prompt(self) -> str:
@@ -323,7 +327,8 @@ class AvatarStream:
         fresh = log_mel(speech, state.heard[-MEL_HISTORY_SAMPLES:])
         mel = np.concatenate([state.mel[len(fresh):], fresh])
         job = ChunkJob(self.audio_window(mel), self.noise(state.index),
-                       self._bank.prepare(state.prompt), state.memory.cache)
+                       self._bank.prepare(state.prompt), state.memory.cache,
+                       blink=self._blinks.phase(state.index) if self._blinks else 0)
         return BegunChunk(job, mel, speech.copy(), time.perf_counter() - started_s)
 
     def replace_silence(self, speech: NDArray[np.int16]) -> None:

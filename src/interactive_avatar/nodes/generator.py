@@ -65,6 +65,7 @@ class GeneratorOptions:
     prompt: str = option('', 'prompt until the reasoning node sends one; empty for the stable '
                              'prompt of the world at rest')
     seed: int = option(0, 'seed of the sampler noise', minimum=0, maximum=2**31 - 1)
+    blinks: bool = option(True, 'blink now and then, where the model has learnt when to')
     lead_ms: float = option(60.0, 'how long before its presentation time a chunk is published, ms',
                             minimum=0.0, maximum=1000.0)
     budget_ms: float = option(40.0, 'how late a chunk may be before the last frames are repeated '
@@ -146,7 +147,8 @@ def open_stream(options: GeneratorOptions, log: Callable[[str], None] = print,
             extra['lookahead_ms'] = options.remote_lookahead_ms
         return AvatarStream.open(
             model=model, backend=name, reference=reference,
-            prompt=options.prompt or stable_prompt(WorldState()), seed=options.seed, **extra)
+            prompt=options.prompt or stable_prompt(WorldState()), seed=options.seed,
+            blinks=options.blinks, **extra)
 
     name, reason = options.backend, 'chosen by the parameter backend'
     if name == AUTO:

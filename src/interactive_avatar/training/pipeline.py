@@ -27,6 +27,7 @@ from interactive_avatar.generator.networks import Generator, saved_config
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.audio import train_audio
 from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
+from interactive_avatar.training.blinking import BlinkingOptions, train_blinking
 from interactive_avatar.training.clips import (
     ClipFolder,
     encode,
@@ -56,9 +57,10 @@ from interactive_avatar.training.teacher import TeacherOptions, train_teacher
 
 WEIGHTS = 'generator.safetensors'
 TEACHER = 'teacher.safetensors'
-STAGES = ('teacher', 'memory', 'student', 'distil', 'recall', 'text')
+STAGES = ('teacher', 'memory', 'student', 'distil', 'recall', 'text', 'blink')
 """Those that learn from latents of clips."""
-REFINER = 'denoiser.refiner.'
+ADDED = {'text': 'denoiser.refiner.', 'blink': 'denoiser.blink_'}
+"""Prefixes of what stages add to weights that lack it, and alone train."""
 RESUMED = (*STAGES, 'audio')
 CLIPS_AT_ONCE = 110
 """Clips whose pictures are held at a time: 22 GB at 40 s and 256×256."""
@@ -144,12 +146,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.stage == 'text' and not config.denoiser.refiner_layers:
         layers = options_from(args.config, ReadingOptions()).layers
         config = replace(config, denoiser=replace(config.denoiser, refiner_layers=layers))
+    if args.stage == 'blink' and not config.denoiser.blink_rows:
+        rows = options_from(args.config, BlinkingOptions()).rows
+        config = replace(config, denoiser=replace(config.denoiser, blink_rows=rows))
     generator = Generator(config)
     fresh = frozenset(generator.state_dict())
     if given is not None:
         # A teacher brings no autoencoder and a released one may have another decoder, which
         # stages that work on latents need for nothing but sample sheets.
-        fresh = generator.load(given, partial=args.weights is not None or args.stage == 'text',
+        fresh = generator.load(given, partial=args.weights is not None or args.stage in ADDED,
                                misfits=args.weights is not None and args.stage in STAGES)
     folder = None
     if args.shards is not None and args.stage in STAGES:
@@ -231,7 +236,7 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
                 fresh: frozenset[str], folder: ClipFolder | None) -> None:
     """Run one of `STAGES`, and write the averaged weights and a sheet of samples."""
     untrained = [n for n in fresh if n.startswith(('denoiser.', 'audio.', 'autoencoder.encoder'))
-                 and not (args.stage == 'text' and n.startswith(REFINER))]
+                 and not n.startswith(ADDED.get(args.stage, ' '))]
     if untrained:
         raise ValueError(f'the stage {args.stage} needs trained weights, but {untrained[0]!r} and '
                          f'{len(untrained) - 1} others are missing in '
@@ -268,7 +273,11 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
                                          config.denoiser.text_tokens, process.device)
         optimiser = train_reading(trainee, shard, prompts, others, tests, process, run,
                                   options_from(args.config, ReadingOptions()))
-        names = (REFINER,)
+        names = (ADDED[args.stage],)
+    elif args.stage == 'blink':
+        optimiser = train_blinking(trainee, shard, prompts, process, run,
+                                   options_from(args.config, BlinkingOptions()), sheet)
+        names = (ADDED[args.stage],)
     else:
         distilling = options_from(args.config, DistilOptions())
         teacher = None

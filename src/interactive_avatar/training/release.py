@@ -56,11 +56,12 @@ def main(args: argparse.Namespace) -> int:
         if (folder / CONFIG_NAME).is_file():
             config = GeneratorConfig.from_json((folder / CONFIG_NAME).read_text())
     saved = [saved_config(file) for file in files]
-    # A token refiner comes after the rest, in weights of its own.
+    # A token refiner and a blink come after the rest, in weights of their own.
     refined = max((each.denoiser for each in saved), key=lambda d: d.refiner_layers)
     config = replace(config, denoiser=replace(
         config.denoiser, refiner_layers=refined.refiner_layers,
-        refiner_heads=refined.refiner_heads, refiner_ffn_width=refined.refiner_ffn_width))
+        refiner_heads=refined.refiner_heads, refiner_ffn_width=refined.refiner_ffn_width,
+        blink_rows=max(each.denoiser.blink_rows for each in saved)))
     # Stages that leave the decoder alone may have been run beside a smaller one.
     upscale = args.upscale or next((
         each.autoencoder.upscale for file, each in zip(reversed(files), reversed(saved),

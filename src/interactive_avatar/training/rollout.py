@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.config import GeneratorConfig
@@ -207,9 +208,9 @@ class Rollout:
         self.long_count = zeros(kind=torch.int64)
         self.clip, self.at, self.age = (zeros(kind=torch.int64) for _ in range(3))
         self.at.fill_(shard.latents.shape[1])
-        self._text = (zeros(d.layers, d.heads, d.text_tokens, d.head_width, kind=dtype),
-                      zeros(d.layers, d.heads, d.text_tokens, d.head_width, kind=dtype),
-                      zeros(d.text_tokens))
+        self._text = (zeros(d.layers, d.heads, d.text_rows, d.head_width, kind=dtype),
+                      zeros(d.layers, d.heads, d.text_rows, d.head_width, kind=dtype),
+                      zeros(d.text_rows))
         self._audio = tuple(zeros(d.layers, d.heads, config.audio.tokens, d.head_width,
                                   kind=dtype) for _ in range(2))
         self._x, self._level = zeros(*latent), zeros()
@@ -356,7 +357,10 @@ class Rollout:
                 tokens.detach().flatten(0, 1))]
             text = [part.unflatten(0, chosen.shape) for part in self._model.text_cache(
                 self._prompts.states[chosen.flatten()].float())]
-        text_mask = self._prompts.mask[chosen]
+        # Nobody blinks but by chance.
+        d = config.denoiser
+        text_mask = F.pad(self._prompts.mask[chosen], (0, d.text_rows - d.text_tokens),
+                          value=float(MASKED))
         adjacent = self._span('adjacent')
         kept = [cache[:, :, :, adjacent].unflatten(3, (m.adjacent, -1)).clone()
                 for cache in (self.k, self.v)]
@@ -524,11 +528,12 @@ def predict_shard(model: Trainee, shard: Shard, prompts: Prompts, first: int = 0
 
 
 def segment_window(segment: Segment, audio: Tensor, prompts: Prompts, targets: Tensor,
-                   level: Tensor, commit_level: float) -> Window:
+                   level: Tensor, commit_level: float, blink: Tensor | None = None) -> Window:
     """The segment as one window; its forward on ``noised`` at ``level`` repeats the rollout.
 
     Args:
         audio: tokens of the chunks [B, T, 12, width]. targets, level: [B, T, C, h, w], [B, T].
+        blink: of the chunks, [B, T], see `Window`.
     """
     def both(own: Tensor, axis: int = 1) -> Tensor:
         """Context frames (two whose keys are kept, then all but the last), then targets."""
@@ -543,7 +548,8 @@ def segment_window(segment: Segment, audio: Tensor, prompts: Prompts, targets: T
         short_index=both(segment.short_index, 0), mask=both(segment.mask), audio=both(audio),
         text=prompts.states[segment.prompt_ids].float(), text_index=both(segment.text_index),
         text_mask=prompts.mask[segment.prompt_ids], long_index=both(segment.long_index),
-        kept_k=segment.kept_k, kept_v=segment.kept_v)
+        kept_k=segment.kept_k, kept_v=segment.kept_v,
+        blink=None if blink is None else both(blink))
 
 
 def segment_clip(segment: Segment, config: GeneratorConfig, frames: Tensor, level: Tensor,

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from interactive_avatar.generator.config import GeneratorConfig
+from interactive_avatar.generator.config import BLINK_CHUNKS, GeneratorConfig
 
 MASKED: Final = np.float32(-1e4)
 """Added to attention scores of empty slots; finite in float16."""
@@ -102,6 +102,7 @@ class ChunkJob:
             its steps, and last what the commit adds.
         text: the prompt.
         cache: the stream's past.
+        blink: which chunk of a blink this is, from 1; 0 for none.
         shown: if given, a backend that can calls it with the frames, uint8 [4, H, W, 3], as soon
             as they are decoded, perhaps from a thread of its own: nobody has to wait for the
             commit. If it fails, the chunk fails.
@@ -113,6 +114,7 @@ class ChunkJob:
     noise: NDArray[np.float32]
     text: TextCache
     cache: Any
+    blink: int = 0
     shown: Callable[[NDArray[np.uint8]], None] | None = None
     ahead: bool = False
 
@@ -233,11 +235,18 @@ class Backend(Protocol):
 
 def pad_text(tokens: NDArray[np.float32],
              config: GeneratorConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Text states float32 [n, text width] at the fixed length: states [text tokens, text width]
-    and mask [text tokens]; longer prompts are cut."""
+    """Text states float32 [n, text width] at the fixed length; longer prompts are cut.
+
+    Returns:
+        states [text tokens, text width], and masks [1 + `BLINK_CHUNKS`, text rows]: without a
+        blink, and for each of its chunks.
+    """
     d = config.denoiser
     padded = np.zeros((d.text_tokens, d.text_width), np.float32)
-    mask = np.full(d.text_tokens, MASKED, np.float32)
+    masks = np.full((1 + BLINK_CHUNKS, d.text_rows), MASKED, np.float32)
     count = min(len(tokens), d.text_tokens)
-    padded[:count], mask[:count] = tokens[:count], 0.0
-    return padded, mask
+    padded[:count], masks[:, :count] = tokens[:count], 0.0
+    for chunk in range(BLINK_CHUNKS):
+        start = d.text_tokens + chunk * d.blink_rows
+        masks[1 + chunk, start:start + d.blink_rows] = 0.0
+    return padded, masks

@@ -53,11 +53,11 @@ UNSHARED_GRAPHS: Final = ('encode_audio', 'compress')
 
 @dataclass(frozen=True)
 class OnnxText:
-    """A prompt: keys and values float32 [1, L, H, n, hw] and the mask [1, n]."""
+    """A prompt: keys and values float32 [1, L, H, n, hw], and masks [1 + `BLINK_CHUNKS`, n]."""
 
     k: NDArray[np.float32]
     v: NDArray[np.float32]
-    mask: NDArray[np.float32]
+    masks: NDArray[np.float32]
 
 
 class OnnxCache:
@@ -245,9 +245,9 @@ class OnnxBackend:
 
     def encode_text(self, tokens: NDArray[np.float32]) -> OnnxText:
         """See `Backend.encode_text`; longer prompts are cut, shorter ones masked."""
-        padded, mask = pad_text(tokens, self.config)
+        padded, masks = pad_text(tokens, self.config)
         out = self._graph('encode_text')(text=padded[None])
-        return OnnxText(out['text_k'].copy(), out['text_v'].copy(), mask[None])
+        return OnnxText(out['text_k'].copy(), out['text_v'].copy(), masks)
 
     def open_cache(self, state: CacheState) -> OnnxCache:
         """See `Backend.open_cache`."""
@@ -273,8 +273,8 @@ class OnnxBackend:
             return self._graph('denoise')(
                 latent=latent[None], level=np.array([level], np.float32), previous=cache.previous,
                 audio_k=audio['audio_k'], audio_v=audio['audio_v'], text_k=job.text.k,
-                text_v=job.text.v, text_mask=job.text.mask, cache_k=cache.rotated,
-                cache_v=cache.v, cache_mask=cache.mask)
+                text_v=job.text.v, text_mask=job.text.masks[job.blink, None],
+                cache_k=cache.rotated, cache_v=cache.v, cache_mask=cache.mask)
 
         latent = sample(lambda x, level: forward(x, level)['velocity'][0], job.noise, levels)
         marks.append(time.perf_counter())

@@ -126,8 +126,8 @@ class EngineRunner:
 class TensorRTText:
     """A prompt on the card."""
 
-    def __init__(self, k: Buffer, v: Buffer, mask: Buffer) -> None:
-        self.k, self.v, self.mask = k, v, mask
+    def __init__(self, k: Buffer, v: Buffer, masks: Sequence[Buffer]) -> None:
+        self.k, self.v, self.masks = k, v, masks
 
 
 class TensorRTCache:
@@ -322,15 +322,16 @@ class TensorRTBackend:
 
     def encode_text(self, tokens: NDArray[np.float32]) -> TensorRTText:
         """See `Backend.encode_text`."""
-        padded, mask = pad_text(tokens, self.config)
+        padded, masks = pad_text(tokens, self.config)
         out = self.run_graph('encode_text', {'text': padded[None]})
 
         def work() -> TensorRTText:
             inputs = self._signatures['denoise'].inputs
-            text = TensorRTText(*(self.device.buffer(inputs[f'text_{name}'])
-                                  for name in ('k', 'v', 'mask')))
+            text = TensorRTText(
+                *(self.device.buffer(inputs[name]) for name in ('text_k', 'text_v')),
+                [self.device.buffer(inputs['text_mask']) for _ in masks])
             for buffer, array in ((text.k, out['text_k']), (text.v, out['text_v']),
-                                  (text.mask, mask)):
+                                  *zip(text.masks, masks, strict=True)):
                 buffer.upload(array)
             self.device.synchronise()
             return text
@@ -353,9 +354,10 @@ class TensorRTBackend:
         np.copyto(host['mel'][0], job.mel)
         for i, noise in enumerate(job.noise):
             np.copyto(host[f'noise{i}'][0], noise)
-        for name in ('k', 'v', 'mask'):
-            # The prompt is copied on the card, so that a recorded chunk finds it where it was.
-            scratch[f'text_{name}'].copy_from(getattr(job.text, name))
+        # The prompt is copied on the card, so that a recorded chunk finds it where it was.
+        for name, buffer in (('k', job.text.k), ('v', job.text.v),
+                             ('mask', job.text.masks[job.blink])):
+            scratch[f'text_{name}'].copy_from(buffer)
         self._run_recorded(cache)
         self.device.synchronise()
         cache.context.swap()

@@ -54,10 +54,10 @@ FLOAT32_BUFFERS: Final = ('latent_mean', 'latent_std', 'axis', 'chunk_cos', 'chu
 
 
 class TorchText:
-    """A prompt's keys and values [L, H, n, hw] and mask [n] on the device."""
+    """A prompt's keys and values [L, H, n, hw] and masks [1 + `BLINK_CHUNKS`, n] on the device."""
 
-    def __init__(self, k: Tensor, v: Tensor, mask: Tensor) -> None:
-        self.k, self.v, self.mask = k, v, mask
+    def __init__(self, k: Tensor, v: Tensor, masks: Tensor) -> None:
+        self.k, self.v, self.masks = k, v, masks
 
 
 class _Pool:
@@ -78,9 +78,9 @@ class _Pool:
         self.previous = zeros(*latent, kind=torch.float32)
         self.reference = zeros(*latent, kind=torch.float32)
         self.last, self.picture = (zeros(*picture, kind=torch.uint8) for _ in range(2))
-        text = (d.layers, d.heads, d.text_tokens, d.head_width)
+        text = (d.layers, d.heads, d.text_rows, d.head_width)
         self.text_k, self.text_v = zeros(*text), zeros(*text)
-        self.text_mask = zeros(d.text_tokens)
+        self.text_mask = zeros(d.text_rows)
         self.free = list(range(rows - 1, -1, -1))
         self.spare = rows
 
@@ -94,16 +94,20 @@ class TorchCache:
     def __init__(self, pool: _Pool, state: CacheState) -> None:
         self._pool, self.row = pool, pool.free.pop()
         self.text: TorchText | None = None
+        self.blink = 0
         for name in STATE_FIELDS:
             target: Tensor = getattr(pool, name)[self.row]
             target.copy_(torch.from_numpy(np.ascontiguousarray(getattr(state, name))))
 
-    def show(self, text: TorchText) -> None:
-        """Use a prompt from the next chunk on."""
-        if self.text is not text:
-            for name in ('k', 'v', 'mask'):
+    def show(self, text: TorchText, blink: int) -> None:
+        """Use a prompt, and what it has of a blink, from the next chunk on."""
+        fresh = self.text is not text
+        if fresh:
+            for name in ('k', 'v'):
                 getattr(self._pool, f'text_{name}')[self.row].copy_(getattr(text, name))
-            self.text = text
+        if fresh or self.blink != blink:
+            self._pool.text_mask[self.row].copy_(text.masks[blink])
+        self.text, self.blink = text, blink
 
     def state(self) -> CacheState:
         """See `Cache.state`."""
@@ -248,11 +252,11 @@ class TorchBackend:
 
     def encode_text(self, tokens: NDArray[np.float32]) -> TorchText:
         """See `Backend.encode_text`."""
-        padded, mask = pad_text(tokens, self.config)
+        padded, masks = pad_text(tokens, self.config)
 
         def work() -> TorchText:
             k, v = self._networks.denoiser.text_cache(self._tensor(padded))
-            return TorchText(k[0], v[0], self._tensor(mask)[0])
+            return TorchText(k[0], v[0], self._tensor(masks)[0])
 
         return self._guarded(work)
 
@@ -337,7 +341,7 @@ class TorchBackend:
         rows, mel, noise = (batch.arrays_in[name] for name in ('rows', 'mel', 'noise'))
         rows[:] = self._pool.spare
         for i, job in enumerate(jobs):
-            job.cache.show(job.text)
+            job.cache.show(job.text, job.blink)
             rows[i], mel[i], noise[i] = job.cache.row, job.mel, job.noise
         seconds = self._launch(batch)
         latents, frames = batch.arrays_out['latents'], batch.arrays_out['frames']

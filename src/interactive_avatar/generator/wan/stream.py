@@ -89,11 +89,12 @@ class WanStream(AvatarStream):
     def open(cls, model: Path | str = '', backend: str = 'torch',
              reference: NDArray[np.uint8] | str | None = None, prompt: str | None = None,
              seed: int = 0, key_frames: str = 'dynamic', lookahead_ms: int = CHUNK_MS,
-             **options: Any) -> WanStream:
+             blinks: bool = True, **options: Any) -> WanStream:
         """Open a wan model folder; see `AvatarStream.open`.
 
         Args:
             lookahead_ms: only 160, the default, is taken.
+            blinks: a wan model blinks when it likes; nothing is done.
             **options: of `backend.Options` (device, decode_device, cards, precision, ...), and
                 ``text_device``, where UMT5 runs (cpu).
 
