@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interactive_avatar.evaluation import evaluate, judges, session_judges
+from interactive_avatar.evaluation import evaluate, judges, metrics, session_judges
 from interactive_avatar.evaluation.bag import read_bag
 from interactive_avatar.evaluation.session import analyse
 
@@ -73,9 +73,9 @@ def test_blinks() -> None:
     opening = np.full(250, 0.3)
     opening[[50, 51, 52, 150, 151]] = 0.05
     opening[200] = np.nan
-    assert session_judges.blinks_per_minute(opening, np.arange(250) / 25) == pytest.approx(
+    assert metrics.blinks_per_minute(opening, np.arange(250) / 25) == pytest.approx(
         60 * 2 / (249 / 25))
-    assert np.isnan(session_judges.blinks_per_minute(np.full(250, np.nan), np.arange(250) / 25))
+    assert np.isnan(metrics.blinks_per_minute(np.full(250, np.nan), np.arange(250) / 25))
 
 
 @pytest.mark.skipif(bool(judges.available()['mediapipe']),
@@ -93,7 +93,7 @@ def test_record_ends_with_a_readable_bag(tmp_path: Path) -> None:
         [str(SOURCE), environment.get('PYTHONPATH', '')])
     namespace = f'record_{os.getpid()}'
     puppet = subprocess.Popen([sys.executable, str(Path(__file__).parent / 'puppet_avatar.py'),
-                               namespace, '30'], env=environment)
+                               namespace, '120'], env=environment)
     try:
         done = subprocess.run(
             [sys.executable, '-m', 'interactive_avatar.evaluation.record', str(tmp_path / 'bag'),

@@ -45,7 +45,7 @@ def test_a_stream_blinks_in_the_chunks_of_its_schedule(model: Path, backend: str
     first = next(chunk for chunk in range(100) if schedule.phase(chunk))
     blinking, still = (AvatarStream(opened, reference(), 'a person', encode_text, blinks=blinks)
                        for blinks in (True, False))
-    for index in range(first):
+    for _ in range(first):
         np.testing.assert_array_equal(blinking.step(SILENCE).frames, still.step(SILENCE).frames)
     before = blinking.snapshot()
     shut = blinking.step(SILENCE).frames

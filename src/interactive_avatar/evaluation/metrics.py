@@ -590,3 +590,22 @@ def word_error_rate(said: str, heard: str) -> float:
         for j, other in enumerate(guess, 1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
     return row[-1] / len(reference)
+
+
+def blinks_per_minute(opening: NDArray[np.float64],
+                      seconds: NDArray[np.float64]) -> float:
+    """Blinks: falls of the eye opening below 60 % of its median, per minute.
+
+    Source: the eye aspect ratio of Soukupova and Cech (2016) with a threshold relative to the
+    face's own median.
+
+    Args:
+        opening: float64 [n], NaN where there is no face.
+        seconds: float64 [n], stream time.
+    """
+    known = opening[np.isfinite(opening)]
+    if known.size < MIN_COMMON_FRAMES or seconds[-1] <= seconds[0]:
+        return float('nan')
+    closed = np.nan_to_num(opening, nan=np.inf) < 0.6 * np.median(known)
+    starts = int((closed[1:] & ~closed[:-1]).sum())
+    return 60.0 * starts / float(seconds[-1] - seconds[0])

@@ -38,24 +38,6 @@ def loudness_at(recording: Recording, stamps_ns: NDArray[np.int64]) -> Series:
     return np.where(near, levels[at], np.nan)
 
 
-def blinks_per_minute(opening: Series, seconds: Series) -> float:
-    """Blinks: falls of the eye opening below 60 % of its median, per minute.
-
-    Source: the eye aspect ratio of Soukupova and Cech (2016) with a threshold relative to the
-    face's own median.
-
-    Args:
-        opening: float64 [n], NaN where there is no face.
-        seconds: float64 [n], stream time.
-    """
-    known = opening[np.isfinite(opening)]
-    if known.size < metrics.MIN_COMMON_FRAMES or seconds[-1] <= seconds[0]:
-        return float('nan')
-    closed = np.nan_to_num(opening, nan=np.inf) < 0.6 * np.median(known)
-    starts = int((closed[1:] & ~closed[:-1]).sum())
-    return 60.0 * starts / float(seconds[-1] - seconds[0])
-
-
 def _lips(recording: Recording, stamps: NDArray[np.int64], gap: Series, opening: Series
           ) -> dict[str, float]:
     seconds = (stamps - stamps[0]) / NS_PER_S
@@ -68,7 +50,7 @@ def _lips(recording: Recording, stamps: NDArray[np.int64], gap: Series, opening:
             np.where(chosen, gap, np.nan), speaking),
         'lip_gap_at_rest': metrics.percentiles(gap[chosen & ~speaking])['p50'],
         'lip_gap_in_speech_p95': metrics.percentiles(gap[speaking])['p95'],
-        'blinks_per_minute': blinks_per_minute(opening, seconds)}
+        'blinks_per_minute': metrics.blinks_per_minute(opening, seconds)}
     # In speech alone, so that silence against speech does not make up the correlation.
     spoken = np.where(speaking, gap, np.nan)
     if gap.size > 2 * metrics.MAX_LAG_FRAMES:

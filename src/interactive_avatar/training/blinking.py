@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage: blinking when told to, learnt as a few keys and values by a generator that stays as it is.
+"""Stage: blinking when told to, learnt as a few keys and values beside a frozen generator.
 
 In clips people blink, at moments that nothing announces. A generator of few steps makes what is
 likely, and lids that fall now are never likely: in half a minute of any face nobody blinked. So
@@ -54,7 +54,7 @@ class BlinkingOptions:
 
     rows: int = 4
     streams: int = 64
-    segments: int = 12
+    segments: int = 60
     chunks: int = 10
     empty_share: float = 0.1
     eye_weight: float = 20.0

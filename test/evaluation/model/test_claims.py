@@ -14,6 +14,7 @@ from scripted import ScriptedStream, held_out
 
 from interactive_avatar.evaluation.model import (
     actions,
+    blinks,
     frechet,
     hours,
     identity,
@@ -25,6 +26,7 @@ from interactive_avatar.evaluation.model import (
 )
 from interactive_avatar.evaluation.model.performances import Seen
 from interactive_avatar.evaluation.model.play import Player, Setup, run
+from interactive_avatar.generator.blinking import BlinkSchedule
 from interactive_avatar.generator.prompts import action_prompt, stable_prompt
 
 ITEMS = [held_out(f'person_{index}', seed=index) for index in range(4)]
@@ -38,7 +40,8 @@ def seen(index: int, lag: int = 0, away: float = 0.0) -> Seen:
     change = np.where(np.arange(1, item.frames) % 4 == 0, 3.0, 2.0)
     return Seen(np.roll(item.mouth_open, lag).astype(np.float64) * 0.3, identity_rows,
                 np.zeros(128), item.true_look, change,
-                np.where(change == 3.0, 2.8, 2.0), np.zeros((3, 32, 32, 3), np.uint8))
+                np.where(change == 3.0, 2.8, 2.0), np.full(item.frames, 0.3),
+                np.zeros((3, 32, 32, 3), np.uint8))
 
 
 def by_claim(result: Any) -> dict[str, Any]:
@@ -67,6 +70,24 @@ def test_identity_is_a_share_of_frames() -> None:
     lost = identity.figures([np.array([0.1, np.nan, 0.9, np.nan])])
     assert lost['same'].value == pytest.approx(50.0)
     assert lost['faces'].value == pytest.approx(50.0)
+
+
+def test_blinks_are_counted_and_held_against_those_told() -> None:
+    performances = [seen(i) for i in range(4)]
+    frames = performances[0].opening.size
+    for one in performances[:2]:
+        one.opening[10:14] = one.opening[40:44] = 0.05
+    row, = blinks.measure(ITEMS, performances, True, 0).rows
+    per_blink = 60.0 * 25 / (frames - 1)
+    assert row.figure.value == pytest.approx(per_blink) and row.figure.n == 4
+    assert set(row.compared) == {'as told'}
+    nobody = blinks.measure(ITEMS, [seen(i) for i in range(4)], False, 0).rows[0]
+    assert nobody.figure.value == 0.0 and nobody.met is False and nobody.compared == {}
+    # The first chunk of a stream is never shown: it is what the lookahead takes.
+    schedule = BlinkSchedule(3)
+    starts = [chunk for chunk in range(400) if schedule.phase(chunk) == 1]
+    told = blinks.told_per_minute(4 * starts[4], 3) * 4 * starts[4] / (60 * 25)
+    assert told == pytest.approx(5 - (starts[0] == 0))
 
 
 def test_seams_by_hand() -> None:

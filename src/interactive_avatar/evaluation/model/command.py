@@ -19,6 +19,7 @@ from interactive_avatar.evaluation.held_out import SHIPPED_SET, HeldOut, load_se
 from interactive_avatar.evaluation.html import Card, HtmlReport, Tone
 from interactive_avatar.evaluation.model import (
     actions,
+    blinks,
     cost,
     hours,
     identity,
@@ -37,10 +38,10 @@ from interactive_avatar.generator.memory import KEY_FRAME_POLICIES
 from interactive_avatar.generator.sampler import levels_of
 from interactive_avatar.media.picture import write_image
 
-SETS: Final = ('lips', 'silence', 'identity', 'seams', 'frechet', 'actions', 'retention',
-               'recorded', 'hours', 'cost')
-QUICK_SETS: Final = ('lips', 'silence', 'identity', 'seams', 'frechet', 'actions', 'retention',
-                     'cost')
+SETS: Final = ('lips', 'silence', 'identity', 'seams', 'blinks', 'frechet', 'actions',
+               'retention', 'recorded', 'hours', 'cost')
+QUICK_SETS: Final = ('lips', 'silence', 'identity', 'seams', 'blinks', 'frechet', 'actions',
+                     'retention', 'cost')
 QUICK_PERFORMANCES: Final = 4
 QUICK_PEOPLE: Final = 2
 QUICK_CHUNKS: Final = 100
@@ -106,6 +107,10 @@ class _Measurer:
 
     def seams(self) -> Result:
         return seams.measure(self.items, self.seen())
+
+    def blinks(self) -> Result:
+        told = self.player.files.config.denoiser.blink_rows > 0
+        return blinks.measure(self.items, self.seen(), told, self.player.setup.seed)
 
     def frechet(self) -> Result:
         return looks.measure(self.items, self.seen())

@@ -40,6 +40,7 @@ class Seen:
         reference: float64 [128] of the reference picture.
         look: float32 [k, d], `frechet.features` every `LOOK_EVERY_FRAMES` frames.
         change: float64 [n - 1], `metrics.frame_change`; luma_change: `metrics.luma_change`.
+        opening: float64 [n], of the eyes, height over width, NaN without a face.
         strip: uint8 [s, H, W, 3], a few of the frames.
     """
 
@@ -49,16 +50,18 @@ class Seen:
     look: NDArray[np.float32]
     change: NDArray[np.float64]
     luma_change: NDArray[np.float64]
+    opening: NDArray[np.float64]
     strip: NDArray[np.uint8]
 
 
 def look_at(item: HeldOut, frames: NDArray[np.uint8], mesh: judges.MeshJudge,
             identity: judges.IdentityJudge) -> Seen:
     """Show generated frames of a performance to the judges."""
-    return Seen(mesh.track(frames).lip_gap, identity.embed_all(frames[::IDENTITY_EVERY_FRAMES]),
+    track = mesh.track(frames)
+    return Seen(track.lip_gap, identity.embed_all(frames[::IDENTITY_EVERY_FRAMES]),
                 identity.embed(item.reference),
                 np.array([frechet.features(frame) for frame in frames[::LOOK_EVERY_FRAMES]]),
-                metrics.frame_change(frames), metrics.luma_change(frames),
+                metrics.frame_change(frames), metrics.luma_change(frames), track.eye_opening,
                 frames[::STRIP_EVERY_FRAMES])
 
 

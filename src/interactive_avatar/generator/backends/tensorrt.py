@@ -328,7 +328,7 @@ class TensorRTBackend:
         def work() -> TensorRTText:
             inputs = self._signatures['denoise'].inputs
             text = TensorRTText(
-                *(self.device.buffer(inputs[name]) for name in ('text_k', 'text_v')),
+                self.device.buffer(inputs['text_k']), self.device.buffer(inputs['text_v']),
                 [self.device.buffer(inputs['text_mask']) for _ in masks])
             for buffer, array in ((text.k, out['text_k']), (text.v, out['text_v']),
                                   *zip(text.masks, masks, strict=True)):
