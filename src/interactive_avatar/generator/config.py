@@ -109,7 +109,8 @@ class DenoiserConfig:
     """Diffusion transformer; ``refiner_layers`` of its token refiner, 0 for none.
 
     ``blink_rows``: keys and values of a blink, for each of the `BLINK_CHUNKS` chunks that it
-    takes; 0 for a generator that blinks when it likes.
+    takes; 0 for a generator that blinks when it likes. ``passing``: whether its token refiner
+    knows `prompts.passing_prompt`.
     """
 
     width: int = 384
@@ -123,6 +124,7 @@ class DenoiserConfig:
     refiner_heads: int = 6
     refiner_ffn_width: int = 768
     blink_rows: int = 0
+    passing: bool = False
     rope_split: tuple[int, int, int] = (24, 20, 20)
     rope_theta: float = 100.0
     frequency_width: int = 256

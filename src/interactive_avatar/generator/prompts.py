@@ -73,6 +73,10 @@ ACTION_SLOTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     'listen': {},
 }
 ACTIONS: Final = tuple(ACTION_SLOTS)
+_SHOWS: Final = {'smile': 'smile', 'frown': 'frown', 'look_surprised': 'surprise'}
+GONE: Final = {'smile': 'no longer smiling', 'frown': 'no longer frowning',
+               'surprise': 'no longer surprised'}
+"""How the end of an expression is told."""
 _DEFAULT_SLOTS: Final = {'direction': 'user', 'emotion': 'neutral'}
 
 
@@ -329,6 +333,59 @@ def prompt_table(held_out: bool = False) -> tuple[Prompt, ...]:
                 if shown(world, action, slots) == world:
                     add(action, slots, world)
     return tuple(table)
+
+
+@dataclass(frozen=True)
+class Passing:
+    """A prompt of the moment in which an expression ends.
+
+    Attributes:
+        text: the prompt.
+        before, after: the stable prompts, with the expression and without.
+    """
+
+    text: str
+    before: str
+    after: str
+
+
+@lru_cache(maxsize=1)
+def passing_table() -> dict[tuple[str, WorldState], Passing]:
+    """The moments in which an expression ends: by the expression, and the world then."""
+    table = {}
+    for expression, gone in GONE.items():
+        for glasses, hat, gaze, listening in itertools.product(
+                (False, True), (False, True), GAZES, (False, True)):
+            then = WorldState(glasses, hat, True, gaze, 'neutral', listening)
+            table[expression, then] = Passing(
+                f'{stable_prompt(then)}, {gone}',
+                stable_prompt(replace(then, expression=expression)), stable_prompt(then))
+    return table
+
+
+def passing_prompt(before: str, after: str) -> str | None:
+    """What a stream is told in the first chunk after a switch that ends an expression.
+
+    A face that relaxes changes little in its first 160 ms, even in true pictures, so the end of a
+    smile would not be seen within a chunk. Reasoning knows nothing of this: it switches from
+    prompt to prompt.
+
+    Args:
+        before, after: prompts of the table, of any phrasing.
+
+    Returns:
+        The prompt of that chunk; None if the switch ends no expression, or one of them is in
+        other words.
+    """
+    table, index = prompt_table(), _index()
+    if before not in index or after not in index:
+        return None
+    old, new = table[index[before]], table[index[after]]
+    if new.action is not None or not new.world.in_view or new.world.expression != 'neutral':
+        return None
+    shown_then = _SHOWS.get(old.action, 'neutral') if old.action else old.world.expression
+    found = passing_table().get((shown_then, new.world))
+    return found.text if found else None
 
 
 @lru_cache(maxsize=1)

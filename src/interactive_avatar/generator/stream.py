@@ -32,7 +32,7 @@ from interactive_avatar.generator.memory import (
     VisualMemory,
 )
 from interactive_avatar.generator.model import ModelError, ModelFiles
-from interactive_avatar.generator.prompts import WorldState, stable_prompt
+from interactive_avatar.generator.prompts import WorldState, passing_prompt, stable_prompt
 from interactive_avatar.media.clock import CHUNK_MS, CHUNK_SAMPLES, FRAME_MS, SAMPLE_RATE_HZ
 from interactive_avatar.media.mel import MEL_FLOOR_LN, MEL_HISTORY_SAMPLES, log_mel
 from interactive_avatar.media.picture import check_reference, fit_square, read_image
@@ -85,6 +85,8 @@ class _State:
     heard: NDArray[np.int16]
     index: int
     prompt: str
+    # Of the next chunk alone, see `passing_prompt`.
+    passing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Snapshot:
     heard: NDArray[np.int16]
     index: int
     prompt: str
+    passing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -217,13 +220,26 @@ class AvatarStream:
         return self._state.memory
 
     def prepare(self, prompt: str) -> None:
-        """Compute a prompt's text cache ahead of need."""
+        """Compute a prompt's text cache ahead of need, and that of the moment in which the prompt
+        of now gives way to it."""
+        self._passing(prompt)
         self._bank.prepare(prompt)
 
     def switch(self, prompt: str) -> None:
         """Use another prompt from the next chunk on; the visual caches stay as they are."""
+        passing = self._passing(prompt)
         self._bank.prepare(prompt)
-        self._state.prompt = prompt
+        self._state.prompt, self._state.passing = prompt, passing
+
+    def _passing(self, prompt: str) -> str | None:
+        """What is told in the first chunk after a switch to a prompt, if it is something of its
+        own; in the bank now."""
+        passing = None
+        if self.config.denoiser.passing:
+            passing = passing_prompt(self._state.prompt, prompt)
+        if passing is not None:
+            self._bank.prepare(passing)
+        return passing
 
     def step(self, speech: NDArray[np.int16],
              shown: Callable[[Chunk], None] | None = None) -> Chunk:
@@ -327,7 +343,7 @@ class AvatarStream:
         fresh = log_mel(speech, state.heard[-MEL_HISTORY_SAMPLES:])
         mel = np.concatenate([state.mel[len(fresh):], fresh])
         job = ChunkJob(self.audio_window(mel), self.noise(state.index),
-                       self._bank.prepare(state.prompt), state.memory.cache,
+                       self._bank.prepare(state.passing or state.prompt), state.memory.cache,
                        blink=self._blinks.phase(state.index) if self._blinks else 0)
         return BegunChunk(job, mel, speech.copy(), time.perf_counter() - started_s)
 
@@ -384,6 +400,7 @@ class AvatarStream:
         seconds['memory'] = time.perf_counter() - started_s
         state.mel, state.heard = begun.mel, begun.speech
         state.index += 1
+        state.passing = None
         return seconds, work
 
     def _sound_of(self, begun: BegunChunk) -> NDArray[np.int16]:
@@ -400,7 +417,8 @@ class AvatarStream:
     def snapshot(self) -> Snapshot:
         """The whole state between two chunks, for `restore` on any stream of the same model."""
         state = self._state
-        return Snapshot(state.memory.snapshot(), state.mel, state.heard, state.index, state.prompt)
+        return Snapshot(state.memory.snapshot(), state.mel, state.heard, state.index,
+                        state.prompt, state.passing)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot, which may come from a stream on another backend; it can be
@@ -414,7 +432,8 @@ class AvatarStream:
         self._bank.prepare(snapshot.prompt)
         self._state.memory.cache.close()
         self._state = _State(VisualMemory.restore(self.backend, snapshot.memory), snapshot.mel,
-                             snapshot.heard, snapshot.index, snapshot.prompt)
+                             snapshot.heard, snapshot.index, snapshot.prompt,
+                             snapshot.passing)
 
     def close(self) -> None:
         """Give the stream's memory back to the backend, which goes on serving others."""

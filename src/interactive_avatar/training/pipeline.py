@@ -143,9 +143,11 @@ def main(argv: list[str] | None = None) -> int:
                          f'smaller ones: train the other stages with weights of an upscale of 1, '
                          f'and of these the decoder alone (avatar train autoencoder --config '
                          f'config/training/decoder.yaml)')
-    if args.stage == 'text' and not config.denoiser.refiner_layers:
-        layers = options_from(args.config, ReadingOptions()).layers
-        config = replace(config, denoiser=replace(config.denoiser, refiner_layers=layers))
+    if args.stage == 'text':
+        layers = config.denoiser.refiner_layers or options_from(
+            args.config, ReadingOptions()).layers
+        config = replace(config, denoiser=replace(config.denoiser, refiner_layers=layers,
+                                                  passing=True))
     if args.stage == 'blink' and not config.denoiser.blink_rows:
         rows = options_from(args.config, BlinkingOptions()).rows
         config = replace(config, denoiser=replace(config.denoiser, blink_rows=rows))
@@ -269,9 +271,9 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
         optimiser = train_recall(trainee, shard, prompts, process, run,
                                  options_from(args.config, RecallOptions()), sheet, tutor)
     elif args.stage == 'text':
-        others, tests = load_paraphrases(args.assets / 'paraphrases.npz',
-                                         config.denoiser.text_tokens, process.device)
-        optimiser = train_reading(trainee, shard, prompts, others, tests, process, run,
+        texts = load_paraphrases(args.assets / 'paraphrases.npz', config.denoiser.text_tokens,
+                                 process.device)
+        optimiser = train_reading(trainee, shard, prompts, *texts, process, run,
                                   options_from(args.config, ReadingOptions()))
         names = (ADDED[args.stage],)
     elif args.stage == 'blink':

@@ -39,6 +39,7 @@ from interactive_avatar.generator.prompts import (
     WorldState,
     action_prompt,
     in_words,
+    passing_table,
     prompt_id,
     prompt_table,
     shown,
@@ -82,6 +83,9 @@ class ReadingOptions:
         emphasis: by action (and its slot, as 'look up'), by how much the difference to the world
             at rest is enlarged.
         leaning: by action, others whose difference to rest is added, and how much of it.
+        passing: of the moment in which an expression ends (`passing_prompt`), by how much the
+            difference of the world without it to that with it is enlarged.
+        passing_share: of a batch, prompts of such moments.
     """
 
     layers: int = 2
@@ -96,6 +100,8 @@ class ReadingOptions:
     word_drop: float = 0.05
     emphasis: Mapping[str, float] = field(default_factory=dict)
     leaning: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    passing: float = 1.2
+    passing_share: float = 0.05
     judge_steps: int = 500
     peak_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -161,7 +167,8 @@ class Texts:
     """Prompts as states, and the canonical prompts that they mean.
 
     Attributes:
-        states: float16 [N, n, width]; mask: float32 [N, n]; target: int64 [N], of the table.
+        states: float16 [N, n, width]; mask: float32 [N, n]; target: int64 [N], of the table, or
+            after it of `passing_table`.
     """
 
     states: Tensor
@@ -194,7 +201,7 @@ def bake_paraphrases(path: Path, draws: int = 2, tokens: int = MAX_WORD_PIECES,
     arrays: dict[str, NDArray[Any]] = {'table': np.array(table_digest())}
     made = 0
     for name, (texts, targets) in (('trained', paraphrased(phrases, draws, 0)),
-                                   ('unseen', unseen())):
+                                   ('unseen', unseen()), ('passing', passing())):
         arrays |= {f'{name}_{key}': value for key, value in packed(texts, tokens).items()}
         arrays[f'{name}_target'] = np.array(targets, np.int64)
         made += len(texts)
@@ -203,8 +210,10 @@ def bake_paraphrases(path: Path, draws: int = 2, tokens: int = MAX_WORD_PIECES,
     return made
 
 
-def load_paraphrases(path: Path, tokens: int, device: torch.device) -> tuple[Texts, Texts]:
-    """Paraphrases to train on and phrasings to test with, as `bake_paraphrases` left them.
+def load_paraphrases(path: Path, tokens: int,
+                     device: torch.device) -> tuple[Texts, Texts, Texts]:
+    """Paraphrases to train on, phrasings to test with, and prompts of the moments in which an
+    expression ends, as `bake_paraphrases` left them.
 
     Raises:
         FileNotFoundError: if they have not been baked.
@@ -214,13 +223,14 @@ def load_paraphrases(path: Path, tokens: int, device: torch.device) -> tuple[Tex
     if not path.is_file():
         raise FileNotFoundError(f'no paraphrases at {str(path)!r}; {again}')
     with np.load(path) as stored:
-        if 'table' not in stored or str(stored['table']) != table_digest():
+        if 'passing_target' not in stored or str(stored['table']) != table_digest():
             raise ValueError(f'{str(path)!r} holds the paraphrases of another version of this '
                              f'project; {again}')
-        trained, tests = (Texts(*unpacked(stored, tokens, device, f'{name}_'),
-                                torch.from_numpy(stored[f'{name}_target']).to(device))
-                          for name in ('trained', 'unseen'))
-    return trained, tests
+        trained, tests, moments = (
+            Texts(*unpacked(stored, tokens, device, f'{name}_'),
+                  torch.from_numpy(stored[f'{name}_target']).to(device))
+            for name in ('trained', 'unseen', 'passing'))
+    return trained, tests, moments
 
 
 def paraphrased(phrases: Sequence[Phrase], draws: int, seed: int) -> tuple[list[str], list[int]]:
@@ -237,6 +247,13 @@ def paraphrased(phrases: Sequence[Phrase], draws: int, seed: int) -> tuple[list[
                                   **phrase.slots))
             targets.append(meant(phrase.action, phrase.slots, worlds[number]))
     return texts, targets
+
+
+def passing() -> tuple[list[str], list[int]]:
+    """Prompts of the moments in which an expression ends, and their numbers after the table's."""
+    texts = [moment.text for moment in passing_table().values()]
+    first = len(prompt_table())
+    return texts, list(range(first, first + len(texts)))
 
 
 def unseen() -> tuple[list[str], list[int]]:
@@ -307,8 +324,9 @@ class Wanted:
     """What is asked for of each canonical prompt: a weighted sum of what such prompts add.
 
     Attributes:
-        rows: int64 [P of the table, terms], numbers of canonical prompts; weights: float32, of
-            the same shape, summing to 1.
+        rows: int64 [P of the table and of `passing_table`, terms], numbers of canonical prompts;
+            weights: float32, of the same shape, summing to 1.
+        canonical: int64, numbers of the canonical prompts, sorted.
     """
 
     def __init__(self, options: ReadingOptions, device: torch.device) -> None:
@@ -323,14 +341,18 @@ class Wanted:
                      *itertools.chain(*options.leaning.values())} - known:
             raise ValueError(f'emphasis of {name!r}, which is no action: use one of '
                              f'{", ".join(sorted(known))}')
+        canonical = sorted(sums)
+        for number, moment in enumerate(passing_table().values(), len(table)):
+            sums[number] = {prompt_id(moment.after): 1.0 + options.passing,
+                            prompt_id(moment.before): -options.passing}
         terms = max(map(len, sums.values()))
-        rows = torch.zeros((len(table), terms), dtype=torch.int64)
-        weights = torch.zeros((len(table), terms))
+        rows = torch.zeros((len(table) + len(passing_table()), terms), dtype=torch.int64)
+        weights = torch.zeros(rows.shape)
         for number, parts in sums.items():
             rows[number, :len(parts)] = torch.tensor(list(parts))
             weights[number, :len(parts)] = torch.tensor(list(parts.values()))
         self.rows, self.weights = rows.to(device), weights.to(device)
-        self.canonical = torch.tensor(sorted(sums), device=device)
+        self.canonical = torch.tensor(canonical, device=device)
 
     @staticmethod
     def _sum(prompt: Prompt, number: int, options: ReadingOptions,
@@ -403,13 +425,15 @@ def spread(added: Tensor) -> Tensor:
 
 
 def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts, tests: Texts,
-                  process: Process, run: Run, options: ReadingOptions | None = None) -> Optimiser:
+                  moments: Texts, process: Process, run: Run,
+                  options: ReadingOptions | None = None) -> Optimiser:
     """Train the refiner in place; raw weights stay in ``model``, their average in the result.
 
     Args:
         shard: clips whose references, sound and prompts streams are played with, for queries.
         prompts: the table. others: paraphrases of it.
         tests: what is only judged, before and after.
+        moments: in which an expression ends.
 
     Raises:
         ValueError: if the denoiser has no refiner, or options name an unknown action.
@@ -440,7 +464,8 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
         scale = spread(torch.cat([read(denoiser, prompts.states[part].float(), prompts.mask[part],
                                        some, False) for part in needed.split(256)]))
     counts = [round(options.batch * share)
-              for share in (options.canonical_share, options.table_share)]
+              for share in (options.canonical_share, options.table_share,
+                            options.passing_share)]
     counts.append(options.batch - sum(counts))
     deviation = float(prompts.states[prompts.mask == 0.0].float().std())
 
@@ -452,16 +477,18 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
         for share in stage.parts():
             picks = [wanted.canonical[torch.randint(len(wanted.canonical), (counts[0],))],
                      torch.randint(len(table.target), (counts[1],), device=device),
-                     torch.randint(len(others.target), (counts[2],), device=device)]
-            sources = (table, table, others)
+                     torch.randint(len(moments.target), (counts[2],), device=device),
+                     torch.randint(len(others.target), (counts[3],), device=device)]
+            sources = (table, table, moments, others)
             states = torch.cat([texts.states[pick].float()
                                 for texts, pick in zip(sources, picks, strict=True)])
             mask = torch.cat([texts.mask[pick] for texts, pick in zip(sources, picks,
                                                                       strict=True)])
             target = torch.cat([texts.target[pick] for texts, pick in zip(sources, picks,
                                                                           strict=True)])
-            # Canonical prompts, which are what is played, are learnt as they are.
-            changed = torch.arange(len(states), device=device)[:, None] >= counts[0]
+            # What is played, canonical prompts and moments, is learnt as it is.
+            played = torch.tensor([1, 0, 1, 0], dtype=torch.bool, device=device)
+            changed = ~played.repeat_interleave(torch.tensor(counts, device=device))[:, None]
             there = mask == 0.0
             states = states + (options.noise * deviation * torch.randn_like(states)
                                * (changed & there)[..., None])
@@ -480,9 +507,9 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
                 added = read(denoiser, states, mask, asked)
             error = ((added - goal).square().mean((2, 3)) / scale).mean(1)
             optimiser.backward(share * error.mean())
-            canonical, known, other = error.detach().split(counts)
+            canonical, known, passed, other = error.detach().split(counts)
             stage.log.add(stage.step, canonical=canonical.mean(), table=known.mean(),
-                          paraphrases=other.mean())
+                          passing=passed.mean(), paraphrases=other.mean())
         optimiser.step(progress)
         if (stage.step + 1) % options.judge_steps == 0:
             with averaged(optimiser):

@@ -61,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
     config = replace(config, denoiser=replace(
         config.denoiser, refiner_layers=refined.refiner_layers,
         refiner_heads=refined.refiner_heads, refiner_ffn_width=refined.refiner_ffn_width,
-        blink_rows=max(each.denoiser.blink_rows for each in saved)))
+        blink_rows=max(each.denoiser.blink_rows for each in saved),
+        passing=any(each.denoiser.passing for each in saved)))
     # Stages that leave the decoder alone may have been run beside a smaller one.
     upscale = args.upscale or next((
         each.autoencoder.upscale for file, each in zip(reversed(files), reversed(saved),
