@@ -33,7 +33,7 @@ from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.performances.motion import BLINK
 from interactive_avatar.training.stage import Run
 
-OPTIONS = BlinkingOptions(streams=3, segments=2, batch=4, settle_steps=2)
+OPTIONS = BlinkingOptions(streams=3, segments=2, free_segments=1, batch=4, settle_steps=2)
 
 
 def blinking_shard(starts: list[int], seed: int = 0) -> Shard:
@@ -43,6 +43,7 @@ def blinking_shard(starts: list[int], seed: int = 0) -> Shard:
     for start in starts:
         units[:, start:start + len(BLINK), LIDS] = torch.from_numpy(BLINK)
     source.probe_units = units
+    source.told[:] = True
     return source
 
 
@@ -56,27 +57,39 @@ def test_a_blink_is_one_if_it_begins_in_the_second_frame_of_a_chunk() -> None:
     torch.testing.assert_close(blink_phases(lids), expected)
 
 
-def test_lessons_are_the_blinks_and_times_when_nobody_is_there() -> None:
-    source = blinking_shard([21, 62, 221])
+def test_lessons_are_the_blinks_and_times_when_nothing_is_to_change() -> None:
+    source = blinking_shard([21, 62, 101, 141, 221])
     source.in_view[:, 200:] = False
-    blinks, empty = gather(toy.trainee(), source, toy.prompts(),
-                           replace(OPTIONS, segments=6))
-    assert blinks and empty
-    for lesson in blinks:
+    lessons = gather(toy.trainee(), source, toy.prompts(),
+                     replace(OPTIONS, segments=6, free_segments=1))
+    assert all(lessons.values()) and len(lessons['free']) == OPTIONS.streams
+    for lesson in lessons['held']:
         start = int(lesson.segment.at)
         found = {start + int(chunk): int(lesson.phase[0, chunk])
                  for chunk in torch.nonzero(lesson.phase[0]).flatten()}
-        assert found.items() <= {5: 1, 6: 2}.items()
-        assert 0.0 <= lesson.eyes.min() and 0.5 < lesson.eyes.max() <= 1.0
-    for lesson in empty:
+        assert found.items() <= {5: 1, 6: 2, 25: 1, 26: 2, 35: 1, 36: 2}.items()
+        assert 0.0 <= lesson.eyes.min() and 0.2 < lesson.eyes.max() <= 1.0
+        torch.testing.assert_close(lesson.goal, lesson.segment.truth)
+    for lesson in lessons['empty']:
         assert ((lesson.phase > 0) == ~lesson.segment.seen).all() and not lesson.eyes.any()
+    for lesson in lessons['free']:
+        told = lesson.phase[0][lesson.phase[0] > 0].tolist()
+        assert told in ([1, 2], [1]) and not lesson.eyes.any() and lesson.still.any()
+        torch.testing.assert_close(lesson.goal, lesson.segment.made)
+
+
+def test_what_is_not_told_is_no_lesson() -> None:
+    source = blinking_shard([21, 62])
+    source.told[:] = False
+    source.told[:, 0] = True  # streams begin where it is told
+    assert not gather(toy.trainee(), source, toy.prompts(), OPTIONS)['held']
 
 
 def test_only_the_blink_is_trained_and_only_its_chunks_change(tmp_path: Path) -> None:
     source, prompts, model = blinking_shard([5, 25, 45, 65, 85, 105, 125]), toy.prompts(), \
         toy.trainee()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    lesson = collate(gather(model, source, prompts, OPTIONS)[0][:3])
+    lesson = collate(gather(model, source, prompts, OPTIONS)['held'][:3])
     noise = torch.randn_like(lesson.segment.truth)
     level = torch.ones_like(lesson.segment.level)
     still = drawn(model, lesson, prompts, noise, level, False, 0.1)
@@ -97,7 +110,7 @@ def test_only_the_blink_is_trained_and_only_its_chunks_change(tmp_path: Path) ->
 def test_eyes_come_nearer_to_the_clips(tmp_path: Path) -> None:
     source, prompts, model = blinking_shard([5, 25, 45, 65, 85, 105, 125]), toy.prompts(), \
         toy.trainee()
-    options = BlinkingOptions(streams=3, segments=2, batch=6, settle_steps=2, peak_rate=0.1)
+    options = replace(OPTIONS, batch=6, peak_rate=0.1)
     missed: list[float] = []
 
     def each(_: int, values: Mapping[str, torch.Tensor | float]) -> None:

@@ -244,7 +244,7 @@ def run(model: Path, backend_name: str, options: Mapping[str, Any],
     encode = TextEncoder.load().encode
     picked = tuple(chosen) or scenes()
     stream = AvatarStream(backend, reference_picture(files, files.config, reference),
-                          picked[0].before, encode, seed)
+                          picked[0].before, encode, seed, blinks=False)
     recacher = Recacher(stream, encode)
     silence = [np.zeros(CHUNK_SAMPLES, np.int16)] * (lead_chunks + follow_chunks)
     out.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,15 @@ a blink the generator draws just what it drew.
 Streams are held on clips, and lessons are the chunks in which a clip's blink falls as the stream
 will time it: lids begin to fall in the chunk's second frame, so that the borders of chunks lie
 where they move little. Asked for is the clip's own latent around the eyes, and elsewhere what the
-generator draws without a blink. Where nobody is in view a blink is to change nothing at all.
+generator draws without a blink. Text attention reaches every token, and what a blink leaves beside
+the eyes is remembered: with little weight on it, a hat grew out of a blink in a turn of the head.
+So streams also run free and blink at any time, and away from the eyes nothing is to change; where
+nobody is in view, nothing at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,6 +43,8 @@ FIRST_FRAME: Final = 1
 OPEN_MOST: Final = 0.3
 """Lids of a person who looks down fall so far."""
 TOLERANCE: Final = 0.03
+FAR: Final = 0.05
+"""Weight of the eyes below which a cell is beside them."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,19 @@ class BlinkingOptions:
     """Options of the stage; batch counts segments per process and part.
 
     ``rows``: keys and values per chunk of a blink, where the weights come without any.
-    ``streams`` are held on clips ``segments`` times, ``chunks`` each, for lessons; ``empty_share``
-    of a batch are of times when nobody is in view. ``eye_weight``: of cells at the eyes, against
-    1 elsewhere.
+    ``streams`` are held on clips ``segments`` times, ``chunks`` each, for lessons, and run free
+    ``free_segments`` times. ``free_share`` of a batch are of these, ``empty_share`` of times when
+    nobody is in view. ``eye_weight``: of cells at the eyes, against 1 elsewhere.
     """
 
     rows: int = 4
     streams: int = 64
     segments: int = 60
+    free_segments: int = 10
     chunks: int = 10
     empty_share: float = 0.1
-    eye_weight: float = 20.0
+    free_share: float = 0.35
+    eye_weight: float = 6.0
     batch: int = 24
     peak_rate: float = 1e-2
     average_decay: float = 0.99
@@ -66,18 +73,25 @@ class BlinkingOptions:
 
 @dataclass
 class Lesson:
-    """A stretch of a stream that is held on a clip.
+    """A stretch of a stream.
 
     Attributes:
         segment: of one stream. audio: tokens of its chunks, [1, T, 12, width].
         phase: int64 [1, T], which chunk of a blink each is, from 1; 0 for none.
-        eyes: [1, T, 1, h, w], 0 to 1, where the clip's latent is wanted.
+        goal: latents [1, T, C, h, w], wanted at the eyes.
+        eyes: [1, T, 1, h, w], 0 to 1, where that is.
+        still: of the same shape, where nothing is to change.
     """
 
     segment: Segment
     audio: Tensor
     phase: Tensor
+    goal: Tensor
     eyes: Tensor
+    still: Tensor
+
+
+Lessons = dict[str, list[Lesson]]
 
 
 def blink_phases(lids: Tensor) -> Tensor:
@@ -103,32 +117,48 @@ def blink_phases(lids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gather(model: Trainee, shard: Shard, prompts: Prompts,
-           options: BlinkingOptions) -> tuple[list[Lesson], list[Lesson]]:
-    """Lessons of blinks, and lessons of times when nobody is in view."""
+def gather(model: Trainee, shard: Shard, prompts: Prompts, options: BlinkingOptions) -> Lessons:
+    """Lessons *held* (the clips' blinks), *free*, and *empty* (when nobody is in view)."""
     side, device = shard.config.autoencoder.latent_px, shard.device
-    rollout = Rollout(model.denoiser, shard, prompts, options.streams, options.chunks, 0.0,
-                      captured=device.type == 'cuda')
     lids = blink_phases(shard.probe_units[..., LIDS])
     step = torch.arange(options.chunks, device=device)
-    blinks: list[Lesson] = []
-    empty: list[Lesson] = []
-    for _ in range(options.segments):
-        segment, audio = rollout.advance(model.audio, (1.0,), anchored=options.streams)
+    lessons: Lessons = {'held': [], 'free': [], 'empty': []}
+
+    def played(segments: int, levels: Sequence[float], anchored: int
+               ) -> Iterator[tuple[Segment, Tensor, Tensor]]:
+        rollout = Rollout(model.denoiser, shard, prompts, options.streams, options.chunks, 0.0,
+                          captured=device.type == 'cuda')
+        for _ in range(segments):
+            segment, audio = rollout.advance(model.audio, levels, anchored=anchored)
+            marks = shard.chunk_marks(segment.clip, segment.at, options.chunks)
+            near = (cell_weight(marks, side, 0.0, 1.0) - 1.0).clamp(max=1.0)
+            yield segment, audio.detach(), near
+
+    def keep(kind: str, segment: Segment, audio: Tensor, phase: Tensor, goal: Tensor,
+             eyes: Tensor, still: Tensor) -> None:
+        for stream in torch.nonzero(phase.any(1)).flatten().tolist():
+            own = slice(stream, stream + 1)
+            lessons[kind].append(Lesson(part(segment, own), audio[own], phase[own], goal[own],
+                                        eyes[own], still[own]))
+
+    for segment, audio, near in played(options.segments, (1.0,), options.streams):
         phase = lids[segment.clip[:, None], segment.at[:, None] + step]
         # A blink that is cut has lost its beginning, and without it nobody knows what opens.
         phase[:, 0] = torch.where(phase[:, 0] == 1, 1, 0)
-        phase = torch.where(segment.seen, phase, 0)
-        marks = shard.chunk_marks(segment.clip, segment.at, options.chunks)
-        eyes = (cell_weight(marks, side, 0.0, 1.0) - 1.0).clamp(max=1.0)
+        # What is worn and not named may not be known to the stream.
+        phase = torch.where(segment.seen & segment.told[:, None], phase, 0)
+        eyes = near.square()
+        keep('held', segment, audio, phase, segment.truth, eyes, 1.0 - eyes)
         away = torch.randint(1, BLINK_CHUNKS + 1, phase.shape, device=device) * ~segment.seen
-        for stream in range(options.streams):
-            own = slice(stream, stream + 1)
-            for found, chunks, where in ((blinks, phase[own], eyes[own]),
-                                         (empty, away[own], torch.zeros_like(eyes[own]))):
-                if chunks.any():
-                    found.append(Lesson(part(segment, own), audio[own].detach(), chunks, where))
-    return blinks, empty
+        keep('empty', segment, audio, away, segment.truth, torch.zeros_like(eyes),
+             torch.ones_like(eyes))
+    for segment, audio, near in played(options.free_segments, shard.config.sampler.levels, 0):
+        first = torch.randint(options.chunks, (options.streams, 1), device=device)
+        phase = torch.where((step >= first) & (step < first + BLINK_CHUNKS), step - first + 1, 0)
+        # A free stream is about where its clip is.
+        keep('free', segment, audio, phase, segment.made, torch.zeros_like(near),
+             (near < FAR).float())
+    return lessons
 
 
 def collate(lessons: Sequence[Lesson]) -> Lesson:
@@ -137,7 +167,7 @@ def collate(lessons: Sequence[Lesson]) -> Lesson:
     joined = {name: value if name in SHARED else torch.cat([each[name] for each in parts])
               for name, value in parts[0].items()}
     return Lesson(Segment(**joined), *(torch.cat([getattr(lesson, name) for lesson in lessons])
-                                       for name in ('audio', 'phase', 'eyes')))
+                                       for name in ('audio', 'phase', 'goal', 'eyes', 'still')))
 
 
 def drawn(model: Trainee, lesson: Lesson, prompts: Prompts, noised: Tensor, level: Tensor,
@@ -178,43 +208,41 @@ def train_blinking(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
     stage.samples(optimiser, sheet)
     stage.keep(weights=optimiser)
     torch.manual_seed(run.seed * 1009 + process.rank)
-    blinks, empty = gather(model, shard, prompts, options)
-    if not blinks:
+    lessons = gather(model, shard, prompts, options)
+    if not lessons['held']:
         raise ValueError(f'none of {len(shard.mel)} clips has a blink that begins in frame '
                          f'{FIRST_FRAME} of a chunk: render more or longer ones')
     levels = torch.tensor(shard.config.sampler.levels, device=shard.device)
     commit_level = shard.config.sampler.commit_level
     if shard.device.type == 'cuda' and run.compiled:
         compile_layers('_window_layer', denoiser)
-    count_empty = round(options.batch * options.empty_share) if empty else 0
+    counts = {kind: round(options.batch * share) if lessons[kind] else 0
+              for kind, share in (('free', options.free_share), ('empty', options.empty_share))}
+    counts['held'] = options.batch - sum(counts.values())
     for progress in stage.steps():
         for share in stage.parts():
-            some = [pool[int(torch.randint(len(pool), ()))]
-                    for pool, count in ((blinks, options.batch - count_empty),
-                                        (empty, count_empty)) for _ in range(count)]
-            lesson = collate(some)
-            truth = lesson.segment.truth
-            level = levels[torch.randint(len(levels), (len(truth), 1), device=truth.device)
-                           ].expand(-1, truth.shape[1])
-            noised = mix(truth, level, torch.randn_like(truth))
+            lesson = collate([lessons[kind][int(torch.randint(len(lessons[kind]), ()))]
+                              for kind, count in counts.items() for _ in range(count)])
+            goal = lesson.goal
+            level = levels[torch.randint(len(levels), (len(goal), 1), device=goal.device)
+                           ].expand(-1, goal.shape[1])
+            noised = mix(goal, level, torch.randn_like(goal))
             with torch.no_grad():
                 still = drawn(model, lesson, prompts, noised, level, False, commit_level)
             x0 = drawn(model, lesson, prompts, noised, level, True, commit_level)
             # Chunks without a blink cannot change.
             told = (lesson.phase > 0)[..., None, None, None].float()
-            wanted = still + lesson.eyes * (truth - still)
-            weight = told * (1.0 + options.eye_weight * lesson.eyes)
-            error = (weight * (x0 - wanted).square()).sum() / (weight.sum() * x0.shape[2])
-            optimiser.backward(share * error)
-            with torch.no_grad():
-                def missed(of: Tensor, told: Tensor = told, eyes: Tensor = lesson.eyes,
-                           truth: Tensor = truth) -> Tensor:
-                    return (told * eyes * (of - truth).square()).sum()
+            at_eyes, beside = told * lesson.eyes, told * lesson.still
 
-                elsewhere = (told * (1.0 - lesson.eyes) * (x0 - still).square()).sum() / (
-                    (told * (1.0 - lesson.eyes)).sum() * x0.shape[2])
-                stage.log.add(stage.step, loss=error.detach(), elsewhere=elsewhere,
-                              eyes_missed=missed(x0.detach()) / missed(still))
+            def error(of: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+                return (weight * (of - wanted).square()).sum() / (
+                    weight.sum() * of.shape[2]).clamp_min(1.0)
+
+            eyes, elsewhere = error(x0, goal, at_eyes), error(x0, still, beside)
+            optimiser.backward(share * (options.eye_weight * eyes + elsewhere
+                                        ) / (options.eye_weight + 1.0))
+            stage.log.add(stage.step, eyes=eyes.detach(), elsewhere=elsewhere.detach(),
+                          eyes_missed=eyes.detach() / error(still, goal, at_eyes))
         stage.log.add(stage.step, gradient=optimiser.step(progress))
     stage.close()
     for parameter in frozen:
