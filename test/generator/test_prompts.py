@@ -8,7 +8,15 @@ import re
 import pytest
 
 from interactive_avatar.generator import prompts
-from interactive_avatar.generator.prompts import WorldState, action_prompt, after, stable_prompt
+from interactive_avatar.generator.prompts import (
+    WorldState,
+    action_prompt,
+    after,
+    passing_prompt,
+    passing_table,
+    prompt_table,
+    stable_prompt,
+)
 
 
 def test_table_is_distinct_and_small() -> None:
@@ -59,6 +67,28 @@ def test_actions_have_more_wordings_than_worlds_and_some_are_never_trained_on() 
         action_prompt('nod', world, 29)
     with pytest.raises(ValueError, match='use 0 to 13'):
         stable_prompt(world, 14)
+
+
+def test_the_end_of_an_expression_has_a_prompt_of_its_own() -> None:
+    rest, smiling = WorldState(hat=True, gaze='left'), WorldState(expression='smile')
+    assert passing_prompt(action_prompt('frown', WorldState()), stable_prompt(rest)) == (
+        'A person wearing a hat looks to the left, no longer frowning')
+    # Whatever the words.
+    assert passing_prompt(stable_prompt(smiling, 3), stable_prompt(WorldState(), 5)) == (
+        'A person looks at the viewer, no longer smiling')
+    surprised = action_prompt('look_surprised', WorldState())
+    assert passing_prompt(surprised, stable_prompt(WorldState())) == (
+        'A person looks at the viewer, no longer surprised')
+    neutral = stable_prompt(WorldState())
+    for before, after_ in ((neutral, stable_prompt(rest)), (neutral, stable_prompt(smiling)),
+                           (stable_prompt(smiling), stable_prompt(WorldState(in_view=False))),
+                           (stable_prompt(smiling), action_prompt('nod', WorldState())),
+                           (action_prompt('nod', WorldState()), neutral),
+                           ('A person who grins.', neutral),
+                           (stable_prompt(smiling), 'A person who waits.')):
+        assert passing_prompt(before, after_) is None
+    texts = [moment.text for moment in passing_table().values()]
+    assert len(set(texts)) == len(texts) and not set(texts) & {p.text for p in prompt_table()}
 
 
 def test_after_changes_the_world() -> None:

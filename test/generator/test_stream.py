@@ -9,6 +9,7 @@ from interactive_avatar.generator.backends import open_backend
 from interactive_avatar.generator.backends.onnx import OnnxBackend
 from interactive_avatar.generator.memory import KEY_FRAME_POLICIES
 from interactive_avatar.generator.model import ModelError, ModelFiles
+from interactive_avatar.generator.prompts import WorldState, passing_prompt, stable_prompt
 from interactive_avatar.generator.stream import AvatarStream, Chunk
 from interactive_avatar.media.clock import CHUNK_SAMPLES
 
@@ -118,6 +119,34 @@ def test_a_prompt_switch_takes_effect_in_the_next_chunk(model: Path) -> None:
     np.testing.assert_array_equal(a.step(silence).frames, b.step(silence).frames)
     b.switch('a very different prompt')
     assert (a.step(silence).frames != b.step(silence).frames).any()
+
+
+def test_the_end_of_a_smile_is_told_in_one_chunk_alone(model: Path) -> None:
+    smile, rest = (stable_prompt(WorldState(expression=name)) for name in ('smile', 'neutral'))
+    told: list[str] = []
+
+    def encode(text: str) -> np.ndarray:
+        told.append(text)
+        return encode_text(text)
+
+    stream = AvatarStream(OnnxBackend(ModelFiles.open(model)), reference(), smile, encode)
+    silence = np.zeros(CHUNK_SAMPLES, np.int16)
+    stream.step(silence)
+    stream.prepare(rest)
+    assert told == [smile, passing_prompt(smile, rest), rest]
+    stream.switch(rest)
+    assert stream.prompt == rest
+    before = stream.snapshot()
+    ended = stream.step(silence)
+    then = stream.step(silence)
+    assert ended.prompt == rest == then.prompt and len(told) == 3
+    # What is told once more in a restored stream is the moment too, and afterwards rest alone.
+    stream.restore(before)
+    np.testing.assert_array_equal(stream.step(silence).frames, ended.frames)
+    np.testing.assert_array_equal(stream.step(silence).frames, then.frames)
+    stream.restore(before)
+    stream.switch(rest)  # from rest, there is no such moment
+    assert (stream.step(silence).frames != ended.frames).any()
 
 
 def test_bad_input_is_refused_with_its_value(model: Path, tmp_path: Path) -> None:

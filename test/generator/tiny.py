@@ -20,6 +20,7 @@ TINY = GeneratorConfig(
     audio=AudioConfig(width=32, layers=1, heads=2),
     memory=MemoryConfig(entry_side=2, compressor_width=16),
     denoiser=DenoiserConfig(width=64, heads=2, layers=2, ffn_width=128, blink_rows=2,
+                            passing=True,
                             rope_split=(12, 10, 10)))
 
 

@@ -22,6 +22,8 @@ from interactive_avatar.generator.prompts import (
     HELD_OUT_VARIANTS,
     WorldState,
     action_prompt,
+    passing_table,
+    prompt_id,
     prompt_table,
     stable_prompt,
 )
@@ -129,6 +131,18 @@ def test_what_is_asked_for_is_enlarged_against_the_world_at_rest() -> None:
         Wanted(replace(OPTIONS, emphasis={'dance': 1.0}), CPU)
 
 
+def test_the_end_of_an_expression_is_enlarged() -> None:
+    wanted = Wanted(replace(OPTIONS, passing=1.5), CPU)
+    moments = list(passing_table().values())
+    target = torch.tensor([len(TABLE), len(TABLE) + len(moments) - 1])
+    needed = wanted.needed(target)
+    asked = wanted.of(target, needed.float()[:, None])[:, 0].tolist()
+    assert asked == pytest.approx([
+        2.5 * prompt_id(moment.after) - 1.5 * prompt_id(moment.before)
+        for moment in (moments[0], moments[-1])])
+    assert wanted.canonical.max() < len(TABLE)
+
+
 @torch.no_grad()
 def test_queries_are_those_that_streams_ask(prompts: Prompts) -> None:
     model = reader().eval()
@@ -146,8 +160,10 @@ def test_the_refiner_alone_learns_and_what_nobody_trained_on_is_read_better(
         prompts: Prompts, tmp_path: Path) -> None:
     few = [phrase for phrase in read_paraphrases() if phrase.action in ('nod', 'smile')][::4]
     path = tmp_path / 'paraphrases.npz'
-    assert bake_paraphrases(path, 4, phrases=few) == 4 * len(few) + len(unseen()[0])
-    others, tests = load_paraphrases(path, 20, CPU)
+    assert bake_paraphrases(path, 4, phrases=few) == (
+        4 * len(few) + len(unseen()[0]) + len(passing_table()))
+    others, tests, moments = load_paraphrases(path, 20, CPU)
+    assert moments.target.tolist() == list(range(len(TABLE), len(TABLE) + len(passing_table())))
     model = reader()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # Nothing but canonical prompts has states here.
@@ -155,7 +171,7 @@ def test_the_refiner_alone_learns_and_what_nobody_trained_on_is_read_better(
     wanted = Wanted(options, CPU)
     queries = collect_queries(model, shard(), prompts, options)
     plain = judge(model.denoiser, tests, prompts, wanted, queries)
-    train_reading(model, shard(), prompts, others, tests, ALONE,
+    train_reading(model, shard(), prompts, others, tests, moments, ALONE,
                   Run(tmp_path / 'out', tmp_path / 'state', steps=60), options)
     changed = {name for name, value in model.state_dict().items()
                if not torch.equal(value, before[name])}
@@ -172,7 +188,7 @@ def test_a_denoiser_without_a_refiner_is_refused(prompts: Prompts, tmp_path: Pat
     generator = Generator(TINY)
     with pytest.raises(ValueError, match='no token refiner'):
         train_reading(Trainee(generator.audio, generator.denoiser), shard(), prompts,
-                      Texts.of_table(prompts), Texts.of_table(prompts), ALONE,
+                      *[Texts.of_table(prompts)] * 3, ALONE,
                       Run(tmp_path, tmp_path, steps=1))
 
 
@@ -204,7 +220,7 @@ def test_the_command_adds_a_refiner_to_weights_that_have_none(
     assert pipeline.main([*common, '--weights', str(tmp_path / 'weights.safetensors')]) == 0
     part = tmp_path / 'out' / 'generator.safetensors.part00'
     after = Generator(saved_config(part))
-    assert after.config.denoiser.refiner_layers == 1
+    assert after.config.denoiser.refiner_layers == 1 and after.config.denoiser.passing
     left = after.load(part, partial=True)
     assert not any('.refiner.' in name for name in left) and len(left) == len(before.state_dict())
     # It goes on from what it left.

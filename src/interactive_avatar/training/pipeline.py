@@ -144,10 +144,10 @@ def main(argv: list[str] | None = None) -> int:
                          f'and of these the decoder alone (avatar train autoencoder --config '
                          f'config/training/decoder.yaml)')
     if args.stage == 'text':
-        layers = config.denoiser.refiner_layers or options_from(
-            args.config, ReadingOptions()).layers
-        config = replace(config, denoiser=replace(config.denoiser, refiner_layers=layers,
-                                                  passing=True))
+        reading = options_from(args.config, ReadingOptions())
+        config = replace(config, denoiser=replace(
+            config.denoiser, refiner_layers=config.denoiser.refiner_layers or reading.layers,
+            passing=reading.passing_share > 0.0))
     if args.stage == 'blink' and not config.denoiser.blink_rows:
         rows = options_from(args.config, BlinkingOptions()).rows
         config = replace(config, denoiser=replace(config.denoiser, blink_rows=rows))
