@@ -24,6 +24,8 @@ MEDIAN_LN_S: Final = 1.15
 SPREAD_LN: Final = 0.5
 SHORTEST_S: Final = 1.2
 LONGEST_S: Final = 8.0
+CALM_CHUNKS: Final = 6
+"""So long after a switch of the prompt nobody blinks."""
 
 
 class BlinkSchedule:
@@ -38,8 +40,28 @@ class BlinkSchedule:
         self._next_s = float(self._rng.uniform(*FIRST_S))
         self._starts: list[int] = []
 
+    def told(self, chunk: int, since: int, there: bool, last: int) -> int:
+        """What the stream is told of a blink in a chunk.
+
+        While something happens lids stay up: a blink in the chunks in which somebody came back
+        disturbed what they were remembered to wear.
+
+        Args:
+            chunk: its number. since: number of the first chunk under its prompt.
+            there: whether somebody is in view all the time.
+            last: what the stream was told in the chunk before.
+
+        Returns:
+            which chunk of a blink it is, from 1; 0 for none.
+        """
+        phase = self.phase(chunk)
+        if phase > 1:  # who has not closed the eyes does not open them
+            return phase if last == phase - 1 else 0
+        return phase if there and chunk - since >= CALM_CHUNKS else 0
+
     def phase(self, chunk: int) -> int:
-        """Which chunk of a blink the chunk of this number is, from 1; 0 for none."""
+        """Which chunk of a blink the chunk of this number is by the schedule, from 1; 0 for none.
+        """
         while not self._starts or self._starts[-1] <= chunk:
             self._starts.append(round(self._next_s * 1000.0 / CHUNK_MS))
             self._next_s += float(np.clip(self._rng.lognormal(MEDIAN_LN_S, SPREAD_LN),

@@ -335,6 +335,16 @@ def prompt_table(held_out: bool = False) -> tuple[Prompt, ...]:
     return tuple(table)
 
 
+def somebody_there(text: str) -> bool:
+    """Whether a prompt is about somebody who is in view and stays there; so are other words than
+    those of the table taken."""
+    number = _index().get(text)
+    if number is None:
+        return True
+    prompt = prompt_table()[number]
+    return prompt.world.in_view and prompt.action not in ('step_out', 'come_back')
+
+
 @dataclass(frozen=True)
 class Passing:
     """A prompt of the moment in which an expression ends.

@@ -22,7 +22,7 @@ from interactive_avatar.generator.backends.base import (
     Decoded,
     MemoryJob,
 )
-from interactive_avatar.generator.blinking import BlinkSchedule
+from interactive_avatar.generator.blinking import CALM_CHUNKS, BlinkSchedule
 from interactive_avatar.generator.conditioning import ConditioningBank
 from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.memory import (
@@ -32,7 +32,12 @@ from interactive_avatar.generator.memory import (
     VisualMemory,
 )
 from interactive_avatar.generator.model import ModelError, ModelFiles
-from interactive_avatar.generator.prompts import WorldState, passing_prompt, stable_prompt
+from interactive_avatar.generator.prompts import (
+    WorldState,
+    passing_prompt,
+    somebody_there,
+    stable_prompt,
+)
 from interactive_avatar.media.clock import CHUNK_MS, CHUNK_SAMPLES, FRAME_MS, SAMPLE_RATE_HZ
 from interactive_avatar.media.mel import MEL_FLOOR_LN, MEL_HISTORY_SAMPLES, log_mel
 from interactive_avatar.media.picture import check_reference, fit_square, read_image
@@ -87,6 +92,9 @@ class _State:
     prompt: str
     # Of the next chunk alone, see `passing_prompt`.
     passing: str | None = None
+    # Number of the first chunk under the prompt, and what the last chunk had of a blink.
+    since: int = -CALM_CHUNKS
+    blink: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ class Snapshot:
     index: int
     prompt: str
     passing: str | None = None
+    since: int = -CALM_CHUNKS
+    blink: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,6 +240,7 @@ class AvatarStream:
         passing = self._passing(prompt)
         self._bank.prepare(prompt)
         self._state.prompt, self._state.passing = prompt, passing
+        self._state.since = self._state.index
 
     def _passing(self, prompt: str) -> str | None:
         """What is told in the first chunk after a switch to a prompt, if it is something of its
@@ -344,8 +355,14 @@ class AvatarStream:
         mel = np.concatenate([state.mel[len(fresh):], fresh])
         job = ChunkJob(self.audio_window(mel), self.noise(state.index),
                        self._bank.prepare(state.passing or state.prompt), state.memory.cache,
-                       blink=self._blinks.phase(state.index) if self._blinks else 0)
+                       blink=self._blink())
         return BegunChunk(job, mel, speech.copy(), time.perf_counter() - started_s)
+
+    def _blink(self) -> int:
+        """Which chunk of a blink comes next, from 1; 0 for none."""
+        state = self._state
+        return 0 if self._blinks is None else self._blinks.told(
+            state.index, state.since, somebody_there(state.prompt), state.blink)
 
     def replace_silence(self, speech: NDArray[np.int16]) -> None:
         """Let speech take the place of the silence that was given last and is not shown yet.
@@ -400,7 +417,7 @@ class AvatarStream:
         seconds['memory'] = time.perf_counter() - started_s
         state.mel, state.heard = begun.mel, begun.speech
         state.index += 1
-        state.passing = None
+        state.passing, state.blink = None, begun.job.blink
         return seconds, work
 
     def _sound_of(self, begun: BegunChunk) -> NDArray[np.int16]:
@@ -418,7 +435,7 @@ class AvatarStream:
         """The whole state between two chunks, for `restore` on any stream of the same model."""
         state = self._state
         return Snapshot(state.memory.snapshot(), state.mel, state.heard, state.index,
-                        state.prompt, state.passing)
+                        state.prompt, state.passing, state.since, state.blink)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot, which may come from a stream on another backend; it can be
@@ -433,7 +450,7 @@ class AvatarStream:
         self._state.memory.cache.close()
         self._state = _State(VisualMemory.restore(self.backend, snapshot.memory), snapshot.mel,
                              snapshot.heard, snapshot.index, snapshot.prompt,
-                             snapshot.passing)
+                             snapshot.passing, snapshot.since, snapshot.blink)
 
     def close(self) -> None:
         """Give the stream's memory back to the backend, which goes on serving others."""

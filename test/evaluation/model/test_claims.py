@@ -85,9 +85,16 @@ def test_blinks_are_counted_and_held_against_those_told() -> None:
     assert nobody.figure.value == 0.0 and nobody.met is False and nobody.compared == {}
     # The first chunk of a stream is never shown: it is what the lookahead takes.
     schedule = BlinkSchedule(3)
-    starts = [chunk for chunk in range(400) if schedule.phase(chunk) == 1]
-    told = blinks.told_per_minute(4 * starts[4], 3) * 4 * starts[4] / (60 * 25)
-    assert told == pytest.approx(5 - (starts[0] == 0))
+    starts = [chunk for chunk in range(1, 400) if schedule.phase(chunk) == 1]
+    prompts = ['a person'] * starts[4]
+
+    def count(prompts: list[str]) -> float:
+        return blinks.told_per_minute(prompts, 3) * 4 * len(prompts) / (60 * 25)
+
+    assert count(prompts) == pytest.approx(5)
+    # Chunk 1 of the stream is the first that the first prompt is seen in.
+    switched = [*prompts[:starts[2] - 2], *['another'] * (starts[4] - starts[2] + 2)]
+    assert count(switched) == pytest.approx(4)
 
 
 def test_seams_by_hand() -> None:

@@ -13,7 +13,8 @@ from interactive_avatar.evaluation.held_out import HeldOut
 from interactive_avatar.evaluation.metrics import blinks_per_minute
 from interactive_avatar.evaluation.model.figures import Result, Row, mean_of
 from interactive_avatar.evaluation.model.performances import Seen
-from interactive_avatar.generator.blinking import BlinkSchedule
+from interactive_avatar.generator.blinking import CALM_CHUNKS, BlinkSchedule
+from interactive_avatar.generator.prompts import somebody_there
 from interactive_avatar.media.clock import FRAME_RATE_HZ, FRAMES_PER_CHUNK
 
 LEAST_PER_MINUTE: Final = 4.5
@@ -22,12 +23,20 @@ MOST_PER_MINUTE: Final = 26.0
 rate patterns in normal subjects, Movement Disorders 1997."""
 
 
-def told_per_minute(frames: int, seed: int) -> float:
-    """How often a stream of this seed is told to blink while so many frames are shown."""
+def told_per_minute(prompts: Sequence[str], seed: int) -> float:
+    """How often a stream of this seed is told to blink while it follows prompts, one per chunk.
+
+    What it makes first is never shown: that is the lookahead's.
+    """
     schedule = BlinkSchedule(seed)
-    chunks = frames // FRAMES_PER_CHUNK
-    starts = sum(schedule.phase(chunk) == 1 for chunk in range(1, chunks + 1))
-    return 60.0 * starts * FRAME_RATE_HZ / max(1, chunks * FRAMES_PER_CHUNK)
+    starts, since, last = 0, -CALM_CHUNKS, 0
+    played = [prompts[0], *prompts]
+    for chunk, prompt in enumerate(played):
+        if chunk and prompt != played[chunk - 1]:
+            since = chunk
+        last = schedule.told(chunk, since, somebody_there(prompt), last)
+        starts += last == 1 and chunk > 0
+    return 60.0 * starts * FRAME_RATE_HZ / (len(prompts) * FRAMES_PER_CHUNK)
 
 
 def measure(items: Sequence[HeldOut], seen: Sequence[Seen], told: bool, seed: int) -> Result:
@@ -39,8 +48,9 @@ def measure(items: Sequence[HeldOut], seen: Sequence[Seen], told: bool, seed: in
     rates = [blinks_per_minute(one.opening, np.arange(one.opening.size) / FRAME_RATE_HZ)
              for one in seen]
     figure = mean_of(rates, 'performances', digits=1)
-    compared = {'as told': mean_of([told_per_minute(one.opening.size, seed) for one in seen],
-                                   'performances', digits=1)} if told else {}
+    compared = {'as told': mean_of(
+        [told_per_minute(item.prompts[:item.frames // FRAMES_PER_CHUNK], seed) for item in items],
+        'performances', digits=1)} if told else {}
     return Result(
         'Blinks', 'Falls of the opening of the eyes (height over width in the landmarks of '
         'MediaPipe) below 60 % of its median, per minute. The aim is what people do between '

@@ -137,6 +137,10 @@ class WanStream(AvatarStream):
         return cls(made, fit_square(picture, c.picture_px), prompt or stable_prompt(WorldState()),
                    text.encode, hear, seed, key_frames)
 
+    def _passing(self, prompt: str) -> str | None:
+        """See `AvatarStream._passing`: the wan size knows no such moments."""
+        return None
+
     def replace_silence(self, speech: NDArray[np.int16]) -> None:
         """See `AvatarStream.replace_silence`; for blocks of one chunk."""
         state = cast(_WanState, self._state)
