@@ -17,7 +17,7 @@ import toy
 from toy import TINY, prompts, shard, trainee
 
 from interactive_avatar.generator.backends.base import MASKED
-from interactive_avatar.generator.denoiser import rotate
+from interactive_avatar.generator.denoiser import rotate, unblinking
 from interactive_avatar.generator.memory import DynamicKeyFrames, History, frame_feature
 from interactive_avatar.training.data import Shard
 from interactive_avatar.training.rollout import (
@@ -118,7 +118,7 @@ def test_the_rollout_is_the_stream(rollout: Rollout) -> None:
             for chunk in range(10):
                 prompt = segment.prompt_ids[0, segment.text_index[0, chunk]]
                 text = (*model.text_cache(rollout._prompts.states[prompt][None]),
-                        rollout._prompts.mask[prompt][None])
+                        unblinking(rollout._prompts.mask[prompt][None], TINY.denoiser))
                 audio = model.audio_cache(hear(segment.mel[:1, chunk]))
                 held = (previous, *audio, *text,
                         rotate(slots.k, model.cache_cos, model.cache_sin), slots.v, slots.mask)

@@ -90,7 +90,7 @@ def test_all_frames_of_a_clip_see_each_other_and_only_their_own_sound() -> None:
 
 @torch.no_grad()
 def test_a_clip_of_one_frame_is_the_streams_chunk_without_a_latent_before() -> None:
-    from interactive_avatar.generator.denoiser import rotate
+    from interactive_avatar.generator.denoiser import rotate, unblinking
     clip, model = some_clip(1)
     d = model.denoiser
     d.previous_embedding.weight.zero_()
@@ -105,7 +105,8 @@ def test_a_clip_of_one_frame_is_the_streams_chunk_without_a_latent_before() -> N
     text_k, text_v = d.text_cache(clip.text[torch.arange(2), clip.text_index[:, 0]])
     apart, _, _ = d.chunk(clip.frames[:, 0], clip.level[:, 0], clip.reference,
                           *d.audio_cache(clip.audio[:, 0]), text_k, text_v,
-                          clip.text_mask[torch.arange(2), clip.text_index[:, 0]],
+                          unblinking(clip.text_mask[torch.arange(2), clip.text_index[:, 0]],
+                                     TINY.denoiser),
                           rotate(keys, d.cache_cos, d.cache_sin), values, mask)
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 

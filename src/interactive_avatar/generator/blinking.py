@@ -28,11 +28,15 @@ CALM_CHUNKS: Final = 6
 """So long after a switch of the prompt nobody blinks."""
 
 
+def blink_interval_s(rng: np.random.Generator) -> float:
+    """From a blink to the next: log-normal about 3.2 s, between 1.2 and 8 s."""
+    return float(np.clip(rng.lognormal(MEDIAN_LN_S, SPREAD_LN), SHORTEST_S, LONGEST_S))
+
+
 class BlinkSchedule:
     """Blinks of one stream: a function of its seed alone, so that streams can be gone back in.
 
-    Intervals are log-normal about 3.2 s, between 1.2 and 8 s, as in the performances that the
-    generator is trained on.
+    Intervals are as in the performances that the generator is trained on (`blink_interval_s`).
     """
 
     def __init__(self, seed: int) -> None:
@@ -64,7 +68,6 @@ class BlinkSchedule:
         """
         while not self._starts or self._starts[-1] <= chunk:
             self._starts.append(round(self._next_s * 1000.0 / CHUNK_MS))
-            self._next_s += float(np.clip(self._rng.lognormal(MEDIAN_LN_S, SPREAD_LN),
-                                          SHORTEST_S, LONGEST_S))
+            self._next_s += blink_interval_s(self._rng)
         since = chunk - self._starts[bisect.bisect_right(self._starts, chunk) - 1]
         return since + 1 if 0 <= since < BLINK_CHUNKS else 0

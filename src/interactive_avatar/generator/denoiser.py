@@ -140,6 +140,12 @@ def with_blink(prompts: KeysValues, blink: KeysValues | None) -> KeysValues:
     return k, v
 
 
+def unblinking(mask: Tensor, config: DenoiserConfig) -> Tensor:
+    """Masks of prompts [..., text tokens] with those of a blink, which is not seen,
+    [..., text rows]."""
+    return F.pad(mask, (0, config.text_rows - config.text_tokens), value=float(MASKED))
+
+
 def one_hot(index: Tensor, count: int) -> Tensor:
     """Rows that `picked` takes: int64 [B, n] -> bool [B, n, count]."""
     return index[..., None] == torch.arange(count, device=index.device)

@@ -34,7 +34,7 @@ from interactive_avatar.training.data import PROBE_UNITS, Shard, cell_weight
 from interactive_avatar.training.denoiser import Trainee, mix
 from interactive_avatar.training.performances.motion import BLINK
 from interactive_avatar.training.prompts import Prompts
-from interactive_avatar.training.rollout import SHARED, Rollout, Segment, part, segment_window
+from interactive_avatar.training.rollout import Rollout, Segment, joined, part, segment_window
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 LIDS: Final = PROBE_UNITS.index('eyeBlinkLeft')
@@ -163,11 +163,9 @@ def gather(model: Trainee, shard: Shard, prompts: Prompts, options: BlinkingOpti
 
 def collate(lessons: Sequence[Lesson]) -> Lesson:
     """Lessons as one."""
-    parts = [vars(lesson.segment) for lesson in lessons]
-    joined = {name: value if name in SHARED else torch.cat([each[name] for each in parts])
-              for name, value in parts[0].items()}
-    return Lesson(Segment(**joined), *(torch.cat([getattr(lesson, name) for lesson in lessons])
-                                       for name in ('audio', 'phase', 'goal', 'eyes', 'still')))
+    return Lesson(joined([lesson.segment for lesson in lessons]), *(
+        torch.cat([getattr(lesson, name) for lesson in lessons])
+        for name in ('audio', 'phase', 'goal', 'eyes', 'still')))
 
 
 def drawn(model: Trainee, lesson: Lesson, prompts: Prompts, noised: Tensor, level: Tensor,

@@ -57,7 +57,7 @@ from interactive_avatar.training.common import Process
 from interactive_avatar.training.data import Shard, cell_weight
 from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.prompts import Prompts
-from interactive_avatar.training.rollout import SHARED, Rollout, Segment, part, segment_window
+from interactive_avatar.training.rollout import Rollout, Segment, joined, part, segment_window
 from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
@@ -402,11 +402,9 @@ def play_held(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOpt
 
 def collate(lessons: Sequence[Lesson]) -> tuple[Segment, Tensor]:
     """Lessons as one segment with the prompts to play it with now, and its audio tokens."""
-    parts = [vars(lesson.segment) for lesson in lessons]
-    joined = {name: value if name in SHARED else torch.cat([each[name] for each in parts])
-              for name, value in parts[0].items()}
-    joined['prompt_ids'] = torch.cat([lesson.prompt_ids for lesson in lessons])
-    return Segment(**joined), torch.cat([lesson.audio for lesson in lessons])
+    told = torch.cat([lesson.prompt_ids for lesson in lessons])
+    return (replace(joined([lesson.segment for lesson in lessons]), prompt_ids=told),
+            torch.cat([lesson.audio for lesson in lessons]))
 
 
 def drawn(model: Trainee, segment: Segment, audio: Tensor, prompts: Prompts, commit_level: float,

@@ -23,11 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.config import GeneratorConfig
-from interactive_avatar.generator.denoiser import Clip, Denoiser, Window, rotate
+from interactive_avatar.generator.denoiser import Clip, Denoiser, Window, rotate, unblinking
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
 from interactive_avatar.training.data import REFERENCES_PER_CLIP, Shard
 from interactive_avatar.training.denoiser import Trainee, mix
@@ -92,6 +91,13 @@ def part(segment: Segment, streams: slice) -> Segment:
     """Some streams of a segment."""
     return Segment(**{name: value if name in SHARED else value[streams]
                       for name, value in vars(segment).items()})
+
+
+def joined(segments: Sequence[Segment]) -> Segment:
+    """Segments as one: their streams side by side."""
+    parts = [vars(segment) for segment in segments]
+    return Segment(**{name: value if name in SHARED else torch.cat([each[name] for each in parts])
+                      for name, value in parts[0].items()})
 
 
 def batch_redundancy(features: Tensor) -> Tensor:
@@ -358,9 +364,7 @@ class Rollout:
             text = [part.unflatten(0, chosen.shape) for part in self._model.text_cache(
                 self._prompts.states[chosen.flatten()].float())]
         # Nobody blinks but by chance.
-        d = config.denoiser
-        text_mask = F.pad(self._prompts.mask[chosen], (0, d.text_rows - d.text_tokens),
-                          value=float(MASKED))
+        text_mask = unblinking(self._prompts.mask[chosen], config.denoiser)
         adjacent = self._span('adjacent')
         kept = [cache[:, :, :, adjacent].unflatten(3, (m.adjacent, -1)).clone()
                 for cache in (self.k, self.v)]

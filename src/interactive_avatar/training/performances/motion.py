@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from interactive_avatar.generator.blinking import FIRST_S, blink_interval_s
 from interactive_avatar.media.clock import FRAME_RATE_HZ
 
 Floats = NDArray[np.float32]
@@ -99,17 +100,17 @@ def blinks(rng: np.random.Generator, frames: int, shifts: list[int]) -> Floats:
     """Lid closure 0 to 1, float32 [frames].
 
     Args:
-        rng: source of the intervals, log-normal about 3.4 s.
+        rng: source of the intervals, see `blink_interval_s`.
         frames: length.
         shifts: frames at which gaze moves far; most such moves come with a blink.
     """
     starts = []
-    frame = rng.uniform(0.4, 3.0) * FRAME_RATE_HZ
+    frame = rng.uniform(*FIRST_S) * FRAME_RATE_HZ
     while frame < frames:
         starts.append(int(frame))
         if rng.random() < 0.08:
             starts.append(int(frame) + 9)
-        frame += float(np.clip(rng.lognormal(1.15, 0.5), 1.2, 8.0)) * FRAME_RATE_HZ
+        frame += blink_interval_s(rng) * FRAME_RATE_HZ
     starts += [shift + 1 for shift in shifts if rng.random() < 0.7]
     closure = np.zeros(frames, np.float32)
     last = -BLINK_MIN_GAP_FRAMES
