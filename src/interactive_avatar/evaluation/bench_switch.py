@@ -3,7 +3,8 @@
 
 A stream is brought to the moment of a switch and goes on from there three times with the same
 noise and the same sound: unswitched (the twin), switched, and switched with the window's keys and
-values rebuilt under the new prompt. What differs from the twin is the switch's doing.
+values rebuilt under the new prompt. What differs from the twin is the switch's doing: nobody
+blinks.
 """
 
 from __future__ import annotations

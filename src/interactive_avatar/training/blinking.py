@@ -178,6 +178,11 @@ def drawn(model: Trainee, lesson: Lesson, prompts: Prompts, noised: Tensor, leve
     return noised - level[..., None, None, None] * velocity.float()
 
 
+def weighted_error(of: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error of latents [B, T, C, h, w] over cells weighed by [B, T, 1, h, w]."""
+    return (weight * (of - wanted).square()).sum() / (weight.sum() * of.shape[2]).clamp_min(1.0)
+
+
 def train_blinking(model: Trainee, shard: Shard, prompts: Prompts, process: Process, run: Run,
                    options: BlinkingOptions | None = None,
                    sheet: Callable[[Path], None] | None = None) -> Optimiser:
@@ -232,15 +237,12 @@ def train_blinking(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
             told = (lesson.phase > 0)[..., None, None, None].float()
             at_eyes, beside = told * lesson.eyes, told * lesson.still
 
-            def error(of: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-                return (weight * (of - wanted).square()).sum() / (
-                    weight.sum() * of.shape[2]).clamp_min(1.0)
-
-            eyes, elsewhere = error(x0, goal, at_eyes), error(x0, still, beside)
+            eyes = weighted_error(x0, goal, at_eyes)
+            elsewhere = weighted_error(x0, still, beside)
             optimiser.backward(share * (options.eye_weight * eyes + elsewhere
                                         ) / (options.eye_weight + 1.0))
             stage.log.add(stage.step, eyes=eyes.detach(), elsewhere=elsewhere.detach(),
-                          eyes_missed=eyes.detach() / error(still, goal, at_eyes))
+                          eyes_missed=eyes.detach() / weighted_error(still, goal, at_eyes))
         stage.log.add(stage.step, gradient=optimiser.step(progress))
     stage.close()
     for parameter in frozen:

@@ -237,8 +237,9 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
                 shard: Shard, process: Process, say: Callable[[str], None],
                 fresh: frozenset[str], folder: ClipFolder | None) -> None:
     """Run one of `STAGES`, and write the averaged weights and a sheet of samples."""
+    added = (ADDED[args.stage],) if args.stage in ADDED else ()
     untrained = [n for n in fresh if n.startswith(('denoiser.', 'audio.', 'autoencoder.encoder'))
-                 and not n.startswith(ADDED.get(args.stage, ' '))]
+                 and not n.startswith(added)]
     if untrained:
         raise ValueError(f'the stage {args.stage} needs trained weights, but {untrained[0]!r} and '
                          f'{len(untrained) - 1} others are missing in '
