@@ -10,6 +10,7 @@ pytest.importorskip('torch')
 import torch
 
 from interactive_avatar.paths import SOURCE_ROOT
+from interactive_avatar.training.acting import ActingOptions
 from interactive_avatar.training.autoencoder import AutoencoderOptions
 from interactive_avatar.training.blinking import BlinkingOptions
 from interactive_avatar.training.common import (
@@ -68,7 +69,7 @@ def test_parts_of_a_longer_file_do_not_stay(tmp_path: Path) -> None:
 
 OPTIONS = {'autoencoder': AutoencoderOptions, 'teacher': TeacherOptions, 'memory': MemoryOptions,
            'distil': DistilOptions, 'recall': RecallOptions, 'audio': HearingOptions,
-           'text': ReadingOptions, 'blink': BlinkingOptions}
+           'act': ActingOptions, 'text': ReadingOptions, 'blink': BlinkingOptions}
 
 
 CONFIGS = Path(str(SOURCE_ROOT), 'config', 'training')

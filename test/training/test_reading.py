@@ -32,6 +32,7 @@ from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.prompts import Prompts, packed, unpacked
 from interactive_avatar.training.reading import (
     ReadingOptions,
+    Source,
     Texts,
     Wanted,
     bake_paraphrases,
@@ -170,7 +171,8 @@ def test_the_refiner_alone_learns_and_what_nobody_trained_on_is_read_better(
     options = replace(OPTIONS, table_share=0.0, canonical_share=0.25, peak_rate=3e-3)
     wanted = Wanted(options, CPU)
     queries = collect_queries(model, shard(), prompts, options)
-    plain = judge(model.denoiser, tests, prompts, wanted, queries)
+    source = Source(model.denoiser, prompts, (), None)
+    plain = judge(model.denoiser, tests, source, wanted, queries)
     train_reading(model, shard(), prompts, others, tests, moments, ALONE,
                   Run(tmp_path / 'out', tmp_path / 'state', steps=60), options)
     changed = {name for name, value in model.state_dict().items()
@@ -181,7 +183,43 @@ def test_the_refiner_alone_learns_and_what_nobody_trained_on_is_read_better(
              if TABLE[target].action in ('nod', 'smile')]
     own = replace(tests, states=tests.states[about], mask=tests.mask[about],
                   target=tests.target[about])
-    assert judge(model.denoiser, own, prompts, wanted, queries).missed < 0.8 * plain.missed
+    assert judge(model.denoiser, own, source, wanted, queries).missed < 0.8 * plain.missed
+
+
+def test_taught_actions_are_read_as_the_tutor_reads_them(prompts: Prompts) -> None:
+    model, tutor = reader(), reader()
+    assert tutor.denoiser.refiner is not None
+    for parameter in tutor.denoiser.refiner.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    queries = collect_queries(model, shard(), prompts, OPTIONS)
+    think, nod = (meant(name, {}, WorldState(hat=True)) for name in ('think', 'nod'))
+    numbers = torch.tensor([nod, think])
+    states, mask = prompts.states[numbers].float(), prompts.mask[numbers]
+    plain, taught = (read(by.denoiser, states, mask, queries, refined).detach()
+                     for by, refined in ((model, False), (tutor, True)))
+    added = Source(model.denoiser, prompts, ('think',), tutor.denoiser).read(numbers, queries)
+    torch.testing.assert_close(added, torch.stack([plain[0], taught[1]]))
+    assert not torch.allclose(plain[1], taught[1])
+
+
+def test_what_nobody_has_taught_is_said(prompts: Prompts, tmp_path: Path) -> None:
+    denoiser = reader().denoiser
+    with pytest.raises(ValueError, match=r'nobody has taught think: .*--teacher'):
+        Source(denoiser, prompts, ('think',), None)
+    with pytest.raises(ValueError, match="taught 'dance'"):
+        Source(denoiser, prompts, ('dance',), denoiser)
+    generator = Generator(CONFIG)
+    generator.save(tmp_path / 'audio.safetensors', quantise=False, prefixes=('audio.',))
+    with pytest.raises(ValueError, match='has no token refiner'):
+        pipeline.load_tutor(tmp_path / 'audio.safetensors', CONFIG, generator, ALONE)
+    generator.save(tmp_path / 'refiner.safetensors', quantise=False,
+                   prefixes=('denoiser.refiner.',))
+    other = Generator(CONFIG)
+    tutor = pipeline.load_tutor(tmp_path / 'refiner.safetensors', CONFIG, other, ALONE)
+    state = tutor.denoiser.state_dict()
+    for name, value in other.denoiser.state_dict().items():
+        expected = generator.denoiser.state_dict()[name] if 'refiner' in name else value
+        torch.testing.assert_close(state[name], expected, rtol=0.0, atol=1e-3)  # kept in 16 bits
 
 
 def test_a_denoiser_without_a_refiner_is_refused(prompts: Prompts, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from interactive_avatar.generator.config import GeneratorConfig
 from interactive_avatar.generator.model import WEIGHTS_NAME
 from interactive_avatar.generator.networks import Generator, saved_config
 from interactive_avatar.media.clock import FRAMES_PER_CHUNK
+from interactive_avatar.training.acting import ActingOptions, train_acting
 from interactive_avatar.training.audio import train_audio
 from interactive_avatar.training.autoencoder import AutoencoderOptions, train_autoencoder
 from interactive_avatar.training.blinking import BlinkingOptions, train_blinking
@@ -57,9 +58,9 @@ from interactive_avatar.training.teacher import TeacherOptions, train_teacher
 
 WEIGHTS = 'generator.safetensors'
 TEACHER = 'teacher.safetensors'
-STAGES = ('teacher', 'memory', 'student', 'distil', 'recall', 'text', 'blink')
+STAGES = ('teacher', 'memory', 'student', 'distil', 'recall', 'act', 'text', 'blink')
 """Those that learn from latents of clips."""
-ADDED = {'text': 'denoiser.refiner.', 'blink': 'denoiser.blink_'}
+ADDED = {'act': 'denoiser.refiner.', 'text': 'denoiser.refiner.', 'blink': 'denoiser.blink_'}
 """Prefixes of what stages add to weights that lack it, and alone train."""
 RESUMED = (*STAGES, 'audio')
 CLIPS_AT_ONCE = 110
@@ -87,7 +88,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--teacher', type=Path,
                         help='weights of the teacher for distil (teacher.safetensors of the state '
                              'folder if not given), or of the tutor for recall (what it begins '
-                             'with if not given): a file, or a folder with parts')
+                             'with if not given), or for text what act left: a file, or a '
+                             'folder with parts')
     parser.add_argument('--audio-seconds', type=float, default=30.0,
                         help='wall time of the audio warm-up before the autoencoder; 0 for none')
     parser.add_argument('--assets', type=Path, default=Path('assets'),
@@ -271,11 +273,19 @@ def train_stage(args: argparse.Namespace, config: GeneratorConfig, generator: Ge
         tutor = None if args.teacher is None else load_teacher(args.teacher, config, process)
         optimiser = train_recall(trainee, shard, prompts, process, run,
                                  options_from(args.config, RecallOptions()), sheet, tutor)
+    elif args.stage == 'act':
+        moments = load_paraphrases(args.assets / 'paraphrases.npz', config.denoiser.text_tokens,
+                                   process.device)[2]
+        optimiser = train_acting(trainee, shard, prompts, moments, process, run,
+                                 options_from(args.config, ActingOptions()), sheet)
+        names = (ADDED[args.stage],)
     elif args.stage == 'text':
         texts = load_paraphrases(args.assets / 'paraphrases.npz', config.denoiser.text_tokens,
                                  process.device)
+        tutor = None if args.teacher is None else load_tutor(args.teacher, config, generator,
+                                                             process)
         optimiser = train_reading(trainee, shard, prompts, *texts, process, run,
-                                  options_from(args.config, ReadingOptions()))
+                                  options_from(args.config, ReadingOptions()), tutor)
         names = (ADDED[args.stage],)
     elif args.stage == 'blink':
         optimiser = train_blinking(trainee, shard, prompts, process, run,
@@ -347,6 +357,17 @@ def load_teacher(path: Path, config: GeneratorConfig, process: Process) -> Train
     if missing:
         raise ValueError(f'{str(path)!r} is no teacher: it lacks {missing[0]!r}')
     return Trainee(generator.audio, generator.denoiser).to(process.device)
+
+
+def load_tutor(path: Path, config: GeneratorConfig, generator: Generator,
+               process: Process) -> Trainee:
+    """The generator with the token refiner that the stage act left at ``path``."""
+    other = Generator(config)
+    other.load_state_dict(generator.state_dict())
+    missing = other.load(weights_file(path, WEIGHTS), partial=True)
+    if any(name.startswith(ADDED['act']) for name in missing):
+        raise ValueError(f'{str(path)!r} has no token refiner: give what the stage act left')
+    return Trainee(other.audio, other.denoiser).to(process.device)
 
 
 def shard_options(args: argparse.Namespace, process: Process) -> ShardOptions:

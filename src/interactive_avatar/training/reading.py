@@ -62,7 +62,20 @@ SUBJECTS_READ: Final = (
     ('an old man', 'with'), ('an elderly woman', 'wearing'), ('the girl', 'in'),
     ('a boy', 'wearing'), ('the young man', 'with'), ('our guide', 'in'), ('a teacher', 'with'),
     ('the presenter', 'wearing'), ('the robot', 'with'), ('the face', 'with'),
-    ('the receptionist', 'in'), ('a friend', 'wearing'), ('the doctor', 'with'))
+    ('the receptionist', 'in'), ('a friend', 'wearing'), ('the doctor', 'with'),
+    # Some subjects say by themselves what they are likely to do, and are not to.
+    ('the narrator', 'with'), ('a newsreader', 'wearing'), ('the announcer', 'in'),
+    ('a lecturer', 'with'), ('the interviewer', 'wearing'), ('a storyteller', 'in'),
+    ('the caller', 'with'), ('a listener', 'wearing'), ('a singer', 'with'),
+    ('the translator', 'in'), ('the moderator', 'with'), ('a reporter', 'wearing'),
+    ('the listener', 'in'), ('the thinker', 'with'), ('a spectator', 'wearing'),
+    ('the onlooker', 'in'), ('a clown', 'with'), ('the visitor', 'wearing'),
+    ('an actress', 'in'), ('the student', 'with'), ('a nurse', 'in'), ('the clerk', 'wearing'),
+    ('a customer', 'with'), ('the man on the screen', 'wearing'), ('the kid', 'in'),
+    ('a teenager', 'wearing'), ('he', 'wearing'), ('she', 'with'), ('an adult', 'with'),
+    ('the middle-aged man', 'in'), ('the grandmother', 'wearing'), ('my colleague', 'with'),
+    ('your partner', 'in'), ('the concierge', 'wearing'), ('a talking head', 'with'),
+    ('the person in the video', 'wearing'), ('the chatbot', 'with'), ('our assistant', 'in'))
 """Who does what a paraphrase says, and how what is worn is attached."""
 
 
@@ -86,6 +99,9 @@ class ReadingOptions:
         passing: of the moment in which an expression ends (`passing_prompt`), by how much the
             difference of the world without it to that with it is enlarged.
         passing_share: of a batch, prompts of such moments.
+        taught: actions whose canonical prompts are read as a tutor's refiner reads them, that the
+            stage *act* has taught what pictures want; what is enlarged is enlarged from there.
+            Others are read as the denoiser alone does.
     """
 
     layers: int = 2
@@ -102,6 +118,7 @@ class ReadingOptions:
     leaning: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     passing: float = 1.2
     passing_share: float = 0.05
+    taught: tuple[str, ...] = ()
     judge_steps: int = 500
     peak_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -398,20 +415,65 @@ class Judge:
     right: float
 
 
-@torch.no_grad()
-def judge(denoiser: Denoiser, texts: Texts, table: Prompts, wanted: Wanted, queries: Tensor,
-          refined: bool = True, together: int = 256) -> Judge:
-    """Compare what texts add with what is asked for of every canonical action prompt."""
-    def of(states: Tensor, mask: Tensor, refined: bool) -> Tensor:
-        return torch.cat([read(denoiser, states[at:at + together].float(),
-                               mask[at:at + together], queries, refined)
-                          for at in range(0, len(states), together)])
+def read_in_parts(denoiser: Denoiser, states: Tensor, mask: Tensor, queries: Tensor,
+                  refined: bool, together: int = 256) -> Tensor:
+    """As `read`, of many prompts, some at a time."""
+    return torch.cat([read(denoiser, part.float(), own, queries, refined) for part, own in zip(
+        states.split(together), mask.split(together), strict=True)])
 
+
+class Source:
+    """What canonical prompts add, by those whose reading is asked for.
+
+    Args:
+        tutor: whose refiner reads the actions ``taught``; others are not refined.
+
+    Raises:
+        ValueError: if there are such actions and no tutor with a refiner, or unknown ones.
+    """
+
+    def __init__(self, denoiser: Denoiser, table: Prompts, taught: Sequence[str],
+                 tutor: Denoiser | None) -> None:
+        names = table_names()
+        for name in taught:
+            if name not in names:
+                raise ValueError(f'taught {name!r}, which is no action: use some of '
+                                 f'{", ".join(sorted({*names} - {""}))}')
+        if taught and (tutor is None or tutor.refiner is None):
+            raise ValueError(f'nobody has taught {", ".join(taught)}: give the weights that the '
+                             f'stage act left with --teacher')
+        self._denoiser, self._table, self._tutor = denoiser, table, tutor
+        self._taught = torch.tensor([name in taught for name in names],
+                                    device=table.states.device)
+
+    @torch.no_grad()
+    def read(self, numbers: Tensor, queries: Tensor) -> Tensor:
+        """What the table's prompts with these numbers [N] add, as `read`."""
+        def of(by: Denoiser, some: Tensor, refined: bool) -> Tensor:
+            return read_in_parts(by, self._table.states[some], self._table.mask[some], queries,
+                                 refined)
+
+        added = of(self._denoiser, numbers, False)
+        taught = self._taught[numbers]
+        if self._tutor is not None and taught.any():
+            added[taught] = of(self._tutor, numbers[taught], True)
+        return added
+
+
+def table_names() -> list[str]:
+    """Of each prompt in the table, its action with its slot, '' for stable ones."""
+    return [' '.join([prompt.action or '', *dict(prompt.slots).values()])
+            for prompt in prompt_table()]
+
+
+@torch.no_grad()
+def judge(denoiser: Denoiser, texts: Texts, source: Source, wanted: Wanted, queries: Tensor,
+          refined: bool = True) -> Judge:
+    """Compare what texts add with what is asked for of every canonical action prompt."""
     targets = texts.target.unique()
-    needed = wanted.needed(targets)
-    goals = wanted.of(targets, of(table.states[needed], table.mask[needed], False))
+    goals = wanted.of(targets, source.read(wanted.needed(targets), queries))
     scale = spread(goals)
-    found = of(texts.states, texts.mask, refined)
+    found = read_in_parts(denoiser, texts.states, texts.mask, queries, refined)
     distance = torch.stack([(((found - goal).square().mean((2, 3))) / scale).mean(1)
                             for goal in goals], 1)
     own = torch.searchsorted(targets, texts.target)
@@ -426,7 +488,8 @@ def spread(added: Tensor) -> Tensor:
 
 def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts, tests: Texts,
                   moments: Texts, process: Process, run: Run,
-                  options: ReadingOptions | None = None) -> Optimiser:
+                  options: ReadingOptions | None = None,
+                  tutor: Trainee | None = None) -> Optimiser:
     """Train the refiner in place; raw weights stay in ``model``, their average in the result.
 
     Args:
@@ -434,9 +497,11 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
         prompts: the table. others: paraphrases of it.
         tests: what is only judged, before and after.
         moments: in which an expression ends.
+        tutor: who has been taught actions; needed if options name some.
 
     Raises:
-        ValueError: if the denoiser has no refiner, or options name an unknown action.
+        ValueError: if the denoiser has no refiner, options name an unknown action, or nobody has
+            taught those that are to be.
     """
     options = options or ReadingOptions()
     denoiser, device = model.denoiser, process.device
@@ -455,14 +520,13 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
     stage = Stage('text', process, run)
     stage.keep(weights=optimiser)
     wanted = Wanted(options, device)
+    source = Source(denoiser, prompts, options.taught, None if tutor is None else tutor.denoiser)
     torch.manual_seed(run.seed)
     queries = collect_queries(model, shard, prompts, options)
     table = Texts.of_table(prompts)
     some = queries[:, :, :256]
     with torch.no_grad():
-        needed = wanted.needed(wanted.canonical)
-        scale = spread(torch.cat([read(denoiser, prompts.states[part].float(), prompts.mask[part],
-                                       some, False) for part in needed.split(256)]))
+        scale = spread(source.read(wanted.needed(wanted.canonical), some))
     counts = [round(options.batch * share)
               for share in (options.canonical_share, options.table_share,
                             options.passing_share)]
@@ -472,7 +536,7 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
     def report(judged: Judge) -> None:
         stage.log.add(stage.step, unseen_right=judged.right, unseen_missed=judged.missed)
 
-    report(judge(denoiser, tests, prompts, wanted, some, refined=False))
+    report(judge(denoiser, tests, source, wanted, some, refined=False))
     for progress in stage.steps():
         for share in stage.parts():
             picks = [wanted.canonical[torch.randint(len(wanted.canonical), (counts[0],))],
@@ -499,11 +563,7 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
             at = torch.randint(queries.shape[2], (options.queries,), device=device)
             asked = queries[:, :, at]
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
-                with torch.no_grad():
-                    needed = wanted.needed(target)
-                    goal = wanted.of(target, read(
-                        denoiser, prompts.states[needed].float(), prompts.mask[needed], asked,
-                        False))
+                goal = wanted.of(target, source.read(wanted.needed(target), asked))
                 added = read(denoiser, states, mask, asked)
             error = ((added - goal).square().mean((2, 3)) / scale).mean(1)
             optimiser.backward(share * error.mean())
@@ -513,9 +573,9 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
         optimiser.step(progress)
         if (stage.step + 1) % options.judge_steps == 0:
             with averaged(optimiser):
-                report(judge(denoiser, tests, prompts, wanted, some))
+                report(judge(denoiser, tests, source, wanted, some))
     with averaged(optimiser):
-        report(judge(denoiser, tests, prompts, wanted, some))
+        report(judge(denoiser, tests, source, wanted, some))
     stage.close()
     for parameter in frozen:
         parameter.requires_grad_(True)
