@@ -93,8 +93,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--audio-seconds', type=float, default=30.0,
                         help='wall time of the audio warm-up before the autoencoder; 0 for none')
     parser.add_argument('--assets', type=Path, default=Path('assets'),
-                        help='folder with people.npz, speech/speech.npz, prompts.npz and, for act and '
-                             'text, paraphrases.npz')
+                        help='folder with people.npz, speech/speech.npz, prompts.npz and, for act '
+                             'and text, paraphrases.npz')
     parser.add_argument('--state', type=Path, default=Path('checkpoints/state'),
                         help='folder kept between stages: weights, latents, optimiser')
     parser.add_argument('--weights', type=Path,
