@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -41,8 +41,9 @@ from interactive_avatar.training.reading import (
     spread,
     table_names,
 )
-from interactive_avatar.training.rollout import Rollout, Segment, joined, part, segment_window
-from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
+from interactive_avatar.training.recall import drawn
+from interactive_avatar.training.rollout import Rollout, Segment, joined, part
+from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers, freeze_but
 
 KINDS: Final = ('held', 'free')
 
@@ -146,16 +147,6 @@ def collate(lessons: Sequence[Lesson]) -> Lesson:
                   torch.cat([lesson.weight for lesson in lessons]))
 
 
-def drawn(model: Trainee, lesson: Lesson, prompts: Prompts, noise: Tensor,
-          commit_level: float) -> Tensor:
-    """What a generator makes of pure ``noise``, latents [B, T, C, h, w]."""
-    level = torch.ones_like(lesson.segment.level)
-    with torch.autocast(noise.device.type, torch.bfloat16):
-        velocity = model.denoiser.window(segment_window(lesson.segment, lesson.audio, prompts,
-                                                        noise, level, commit_level))
-    return noise - velocity.float()
-
-
 def train_acting(model: Trainee, shard: Shard, prompts: Prompts, moments: Texts, process: Process,
                  run: Run, options: ActingOptions | None = None,
                  sheet: Callable[[Path], None] | None = None) -> Optimiser:
@@ -175,10 +166,7 @@ def train_acting(model: Trainee, shard: Shard, prompts: Prompts, moments: Texts,
         raise ValueError('the refiner is too small to be split: leave out --fsdp')
     process.share_weights(model)
     before = copy.deepcopy(denoiser).requires_grad_(False).eval()
-    trained = {id(parameter) for parameter in denoiser.refiner.parameters()}
-    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    thaw = freeze_but(model, denoiser.refiner.parameters())
     optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
                           average_decay=options.average_decay,
                           settle_steps=options.settle_steps)
@@ -215,8 +203,9 @@ def train_acting(model: Trainee, shard: Shard, prompts: Prompts, moments: Texts,
             lesson = collate([lessons[kind][int(torch.randint(len(lessons[kind]), ()))]
                               for kind in drawn_from])
             goal = lesson.segment.truth
-            noise = torch.randn_like(goal)
-            x0 = drawn(model, lesson, prompts, noise, commit_level)
+            from_noise = replace(lesson.segment, noised=torch.randn_like(goal),
+                               level=torch.ones_like(lesson.segment.level))
+            x0 = drawn(model, from_noise, lesson.audio, prompts, commit_level)
             error = weighted_error(x0, goal, lesson.weight)
             pick = torch.randint(len(states), (options.stay,), device=device)
             asked = queries[:, :, torch.randint(queries.shape[2], (options.queries,),
@@ -231,7 +220,7 @@ def train_acting(model: Trainee, shard: Shard, prompts: Prompts, moments: Texts,
             if stage.step % options.judge_steps == 0:
                 own, denoiser.refiner = denoiser.refiner, before.refiner
                 with torch.no_grad():
-                    formerly = drawn(model, lesson, prompts, noise, commit_level)
+                    formerly = drawn(model, from_noise, lesson.audio, prompts, commit_level)
                 denoiser.refiner = own
                 for kind in kinds:
                     of = torch.tensor([each == kind for each in drawn_from], device=device)
@@ -240,6 +229,5 @@ def train_acting(model: Trainee, shard: Shard, prompts: Prompts, moments: Texts,
                             formerly[of], goal[of], lesson.weight[of])})
         stage.log.add(stage.step, gradient=optimiser.step(progress))
     stage.close()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    thaw()
     return optimiser

@@ -35,7 +35,7 @@ from interactive_avatar.training.denoiser import Trainee, mix
 from interactive_avatar.training.performances.motion import BLINK
 from interactive_avatar.training.prompts import Prompts
 from interactive_avatar.training.rollout import Rollout, Segment, joined, part, segment_window
-from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
+from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers, freeze_but
 
 LIDS: Final = PROBE_UNITS.index('eyeBlinkLeft')
 FIRST_FRAME: Final = 1
@@ -195,15 +195,12 @@ def train_blinking(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
     """
     options = options or BlinkingOptions()
     denoiser = model.denoiser
-    if denoiser.blink_k is None:
+    if denoiser.blink_k is None or denoiser.blink_v is None:
         raise ValueError('this denoiser has no keys for a blink: give blink_rows in its config')
     if run.sharded:
         raise ValueError('a few keys are too small to be split: leave out --fsdp')
     process.share_weights(model)
-    trained = {id(denoiser.blink_k), id(denoiser.blink_v)}
-    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    thaw = freeze_but(model, (denoiser.blink_k, denoiser.blink_v))
     optimiser = Optimiser(model, process, options.peak_rate, 0.0, betas=(0.9, 0.99),
                           average_decay=options.average_decay,
                           settle_steps=options.settle_steps)
@@ -245,6 +242,5 @@ def train_blinking(model: Trainee, shard: Shard, prompts: Prompts, process: Proc
                           eyes_missed=eyes.detach() / weighted_error(still, goal, at_eyes))
         stage.log.add(stage.step, gradient=optimiser.step(progress))
     stage.close()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    thaw()
     return optimiser

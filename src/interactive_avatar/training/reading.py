@@ -51,7 +51,7 @@ from interactive_avatar.training.data import Shard
 from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.prompts import Prompts, packed, table_digest, unpacked
 from interactive_avatar.training.rollout import Rollout
-from interactive_avatar.training.stage import Optimiser, Run, Stage, averaged
+from interactive_avatar.training.stage import Optimiser, Run, Stage, averaged, freeze_but
 
 PARAPHRASES_PATH: Final = Path(__file__).parent / 'paraphrases.tsv'
 WORN_WORLDS: Final = tuple(WorldState(glasses, hat) for glasses, hat in
@@ -436,7 +436,7 @@ class Source:
                  tutor: Denoiser | None) -> None:
         names = table_names()
         for name in taught:
-            if name not in names:
+            if not name or name not in names:
                 raise ValueError(f'taught {name!r}, which is no action: use some of '
                                  f'{", ".join(sorted({*names} - {""}))}')
         if taught and (tutor is None or tutor.refiner is None):
@@ -510,10 +510,7 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
     if run.sharded:
         raise ValueError('the refiner is too small to be split: leave out --fsdp')
     process.share_weights(model)
-    trained = {id(parameter) for parameter in denoiser.refiner.parameters()}
-    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    thaw = freeze_but(model, denoiser.refiner.parameters())
     optimiser = Optimiser(model, process, options.peak_rate, options.weight_decay,
                           average_decay=options.average_decay,
                           settle_steps=options.settle_steps)
@@ -577,8 +574,7 @@ def train_reading(model: Trainee, shard: Shard, prompts: Prompts, others: Texts,
     with averaged(optimiser):
         report(judge(denoiser, tests, source, wanted, some))
     stage.close()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    thaw()
     return optimiser
 
 

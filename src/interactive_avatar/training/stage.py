@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,20 @@ class Kept(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> object:
         """Take back what was kept."""
         ...
+
+
+def freeze_but(model: nn.Module, trained: Iterable[nn.Parameter]) -> Callable[[], None]:
+    """Freeze what a stage does not train; what comes back lets it be trained again."""
+    kept = {id(parameter) for parameter in trained}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+    def thaw() -> None:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+    return thaw
 
 
 def shard(module: nn.Module, process: Process) -> None:
