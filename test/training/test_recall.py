@@ -40,7 +40,7 @@ OPTIONS = RecallOptions(stories=4, streams=2, away=(4, 4), batch=3, peak_rate=3e
 WORN = RecallOptions(worn_share=1.0, removed_share=0.0, jump_share=0.0)
 REMOVED = RecallOptions(worn_share=0.0, removed_share=1.0)
 BARE = RecallOptions(worn_share=0.0, removed_share=0.0)
-OTHERS = {'unaided', 'bare', 'usual', 'switch', 'lips', 'turned'}
+OTHERS = {'unaided', 'bare', 'usual', 'switch', 'lips', 'turned', 'empty'}
 """Kinds of lessons that are no kinds of segments."""
 
 
@@ -169,7 +169,7 @@ def test_what_has_nothing_to_be_named_is_played_as_it_became_and_the_tutor_is_as
     lessons = play(tutor, model, source, prompts, bare, np.random.default_rng(3), 2)
     assert lessons['unaided'] == [] and len(lessons['bare']) == 2 * (
         sum(len(lessons[kind]) for kind in set(KEPT) - OTHERS) // 2)
-    usual = play_clips(model, source, prompts, bare, np.random.default_rng(3), 2)
+    usual = play_clips(model, source, prompts, bare, np.random.default_rng(3), 2)['usual']
     assert usual and all(lesson.segment.told.all() for lesson in usual)
     for lesson in (lessons['bare'][-1], usual[-1]):
         assert lesson.wanted is None

@@ -69,6 +69,8 @@ class AutoencoderOptions:
     (`flicker`).
     ``texture_weight`` is of how much detail pictures have (`texture`): where latents leave open
     what a turned face looks like, blur has the least error, but the reference has its texture.
+    ``empty_weight`` is how much more frames weigh, all over, in which nobody is in view: a smear
+    of who has left costs little error, and what is carried on from frame to frame stays.
     ``restless_share`` of the clips that the stage draws have brows that move all the time
     (`performances.restless`).
 
@@ -92,6 +94,7 @@ class AutoencoderOptions:
     chroma_weight: float = 0.0
     flicker_weight: float = 0.0
     texture_weight: float = 0.0
+    empty_weight: float = 0.0
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
     probe_weight: float = 0.3
@@ -419,6 +422,7 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
             streams.next()
         before, true = frames[:, 0], frames[:, 1:]
         weight = face_weight(marks, frames.shape[-1], options, upscale)
+        weight = weight * (1.0 + options.empty_weight * ~seen)[:, :, None, None, None]
         chunks = true.unflatten(1, (options.chunks, FRAMES_PER_CHUNK))
         still = streams.picture[:, None, None].expand(-1, 1, FRAMES_PER_CHUNK, -1, -1, -1)
         with torch.autocast(device.type, torch.bfloat16, enabled=compiled):

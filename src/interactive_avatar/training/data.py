@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool1d
 
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.config import GeneratorConfig
@@ -32,6 +33,8 @@ PROBE_UNITS = tuple(name for name in UNITS
                                         'brow')))
 IN_VIEW_M = 0.08
 """How far a person may stand aside to be in view."""
+LEAVING_CHUNKS = 2
+"""So long it takes from there until nothing of them is in the picture, and when they come back."""
 REFERENCES_PER_CLIP = 6
 BARE_REFERENCES = 4
 """So many of them show nothing worn, the first of them at rest and from the front, as the pictures
@@ -246,6 +249,16 @@ class Shard:
         chunk = at[:, None] + torch.arange(chunks, device=self.device)
         step = torch.arange(FRAMES_PER_CHUNK, device=self.device)
         return self.in_view[clip[:, None, None], chunk[..., None] * FRAMES_PER_CHUNK + step].all(2)
+
+    def empty(self, clip: Tensor, at: Tensor, chunks: int) -> Tensor:
+        """Whether nothing of anybody is in the picture in each of the chunks from ``at`` on, bool
+        [B, chunks]; clip, at [B]. Who is out of view by less than `LEAVING_CHUNKS` chunks still
+        shows a shoulder."""
+        somebody = self.in_view.unflatten(1, (-1, FRAMES_PER_CHUNK)).any(2).float()
+        near = max_pool1d(somebody[:, None], 2 * LEAVING_CHUNKS + 1, 1, LEAVING_CHUNKS)[:, 0]
+        chunk = at[:, None] + torch.arange(chunks, device=self.device)
+        nobody: Tensor = near[clip[:, None], chunk] == 0.0
+        return nobody
 
     @torch.no_grad()
     def encode(self, encode: Callable[[Tensor], Tensor], batch: int = 64) -> None:

@@ -25,6 +25,11 @@ A switch is to be seen in the first chunk that has the new prompt (Cache-Switchi
 prompt asks of a face, a distilled generator draws little there: nine tenths of what its chunks
 are about is something else. So streams are also held on clips, and in the chunks after a change
 of prompt the clip itself is asked for, out of nothing but noise (lessons *switch*).
+
+What is behind somebody nobody has ever seen, and a distilled generator paints something there, of
+what is around it, with edges, and chunk after chunk keeps what it has painted. But of streams that
+run free on clips, too, it is known what an empty picture looks like: as the clip's, whatever they
+did before. So that is asked for (lessons *empty*), and what the tutor draws there is not.
 """
 
 from __future__ import annotations
@@ -63,13 +68,17 @@ from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_lay
 
 KEPT: Final = {'act': 0.08, 'in_view': 0.05, 'leave': 0.03, 'return': 0.2, 'back': 0.12,
                'unaided': 0.55, 'bare': 0.25, 'usual': 0.35, 'switch': 0.3, 'lips': 0.2,
-               'turned': 0.15}
+               'turned': 0.15, 'empty': 0.2}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
 after an absence as they come out with silent prompts; ``bare``: of stories that have nothing to
 fall silent about, as the generator has become; ``usual``: of clips, the same; ``switch``: of
 clips, what comes after a change of prompt; ``lips``: mouths of clips;
-``turned``: their turned heads."""
+``turned``: their turned heads; ``empty``: what clips show when nobody is in the picture."""
 AFTER_ABSENCE: Final = ('return', 'back')
+LEFT_CHUNK: Final = 2
+"""Of a segment in which somebody leaves, the first chunk in which they are out of view."""
+ENTERED_CHUNK: Final = 4
+"""Of a segment in which somebody comes back, the first chunk in which they are in view."""
 WORDS: Final = ('text_embedding.', '.refiner.', '.text.k.', '.text.v.')
 """Parts of the denoiser's names of what makes keys and values of a prompt's tokens."""
 
@@ -90,6 +99,8 @@ class RecallOptions:
     ``jump_share``: of the stories in which something is worn, so many put it on by its name.
     ``word_drop``: up to so many of a prompt's tokens are kept from who learns, so that no single
     word is relied on.
+    ``forgotten_weight``: where who comes back was drawn otherwise than told, cells weigh up to so
+    much more. Mostly it is what was forgotten, and that is few cells of one stream in ten.
     ``shares``: how often kinds of lessons are drawn, where it is not as in `KEPT`.
     ``rounds``: how often all this is played anew; lessons of the last ``remembered`` rounds are
     learnt from, and stay on the device (some 25 GB per 128 stories of the compact model).
@@ -117,6 +128,7 @@ class RecallOptions:
     removed_share: float = 0.2
     jump_share: float = 0.15
     word_drop: float = 0.3
+    forgotten_weight: float = 0.0
     keeps_words: bool = True
     speech_share: float = 0.5
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -232,6 +244,12 @@ def story_shard(shard: Shard, stories: Sequence[Story], options: RecallOptions) 
     for index in range(round(options.speech_share * count)):
         heard = shard.mel[who[index]]
         mel[index] = heard.repeat(-(-mel.shape[1] // len(heard)), 1)[:mel.shape[1]]
+    in_view = torch.ones((count, len(stories[0].kinds), options.chunks * FRAMES_PER_CHUNK),
+                         dtype=torch.bool, device=device)
+    for index, kind in enumerate(stories[0].kinds):
+        gone = {'leave': slice(LEFT_CHUNK * FRAMES_PER_CHUNK, None), 'away': slice(None),
+                'return': slice(ENTERED_CHUNK * FRAMES_PER_CHUNK)}.get(kind, slice(0))
+        in_view[:, index, gone] = False
     played = torch.tensor([[silent if kind == 'away' else told for kind, told, silent in
                             zip(s.kinds, s.told, s.silent, strict=True)] for s in stories],
                           device=device)
@@ -241,7 +259,7 @@ def story_shard(shard: Shard, stories: Sequence[Story], options: RecallOptions) 
         'mouth': torch.zeros((count, frames, config.audio.mouth_units), device=device),
         'probe_units': torch.zeros((count, frames, shard.probe_units.shape[2]), device=device),
         'mel': mel, 'prompt_ids': played.repeat_interleave(options.chunks, 1),
-        'in_view': torch.ones((count, frames), dtype=torch.bool, device=device),
+        'in_view': in_view.flatten(1),
         'told': torch.ones((count, chunks), dtype=torch.bool, device=device),
         'marks': torch.zeros((count, frames, 3, 2), device=device),
         'latents': torch.zeros((count, chunks, a.latent_channels, a.latent_px, a.latent_px),
@@ -269,6 +287,16 @@ class Lesson:
 
 
 Lessons = dict[str, list[Lesson]]
+
+
+def only(chunks: Tensor, cells: Tensor) -> Tensor | None:
+    """Weights of a lesson of which some chunks count, 1 on average, or None if none does.
+
+    Args:
+        chunks: bool [1, T]. cells: weights [1, T, 1, h, w], or of all cells alike.
+    """
+    share = float(chunks.float().mean())
+    return None if share == 0.0 else cells * chunks[..., None, None, None] / share
 
 
 def _advance(rollout: Rollout, model: Trainee, levels: Sequence[float], seed: int
@@ -305,20 +333,36 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
     plain = torch.tensor([story.told == story.silent for story in who], device=shard.device)
     lessons: Lessons = {kind: [] for kind in KEPT}
 
+    side = shard.config.autoencoder.latent_px
+
     def keep(kind: str, segment: Segment, tokens: Tensor, stream: int, prompt: int,
              wanted: Tensor | None) -> None:
         own = slice(stream, stream + 1)
         lesson = part(segment, own)
-        lessons[kind].append(Lesson(lesson, tokens[own],
-                                    torch.full_like(lesson.prompt_ids, prompt),
-                                    None if wanted is None else wanted[own]))
+        cells = torch.ones((1, options.chunks, 1, side, side), device=shard.device)
+        if kind == 'unaided' and wanted is not None:
+            missed = (wanted[own] - lesson.made).square().mean(2, keepdim=True)
+            cells = cells + options.forgotten_weight * missed / (1.0 + missed)
+        # Empty pictures are the clips' business.
+        weight = only(~clips.empty(lesson.clip, lesson.at, options.chunks), cells)
+        if weight is not None:
+            lessons[kind].append(Lesson(lesson, tokens[own],
+                                        torch.full_like(lesson.prompt_ids, prompt),
+                                        None if wanted is None else wanted[own], weight))
+
+    def hand(giver: Rollout, taker: Rollout) -> None:
+        """Memories of streams that have something to fall silent about."""
+        theirs, ours = giver.state_dict(), taker.state_dict()
+        taker.load_state_dict({
+            name: torch.where(plain.view(-1, *[1] * (own.dim() - 1)), own, theirs[name])
+            for name, own in ours.items()})
 
     for index, of_first in enumerate(kinds):
+        # Out of view there is nothing to tell, so that is played as the generator has become.
+        if of_first == 'away' and kinds[index - 1] != 'away':
+            hand(told, alone)
         if of_first == AFTER_ABSENCE[0]:
-            ours, theirs = alone.state_dict(), told.state_dict()
-            alone.load_state_dict({
-                name: torch.where(plain.view(-1, *[1] * (own.dim() - 1)), own, theirs[name])
-                for name, own in ours.items()})
+            hand(alone, told)
         seed = int(rng.integers(2 ** 31))
         named, tokens = _advance(told, tutor, levels, seed)
         unnamed, _ = _advance(alone, model, levels, seed)
@@ -336,19 +380,29 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
 
 @torch.no_grad()
 def play_clips(model: Trainee, shard: Shard, prompts: Prompts, options: RecallOptions,
-               rng: np.random.Generator, count: int) -> list[Lesson]:
-    """Play ``count`` clips side by side as the generator has become; lessons of the segments in
-    which prompts name all that is worn."""
+               rng: np.random.Generator, count: int) -> Lessons:
+    """Play ``count`` clips side by side as the generator has become; lessons *usual*, of the
+    segments in which prompts name all that is worn, and *empty*, of those with chunks in which
+    nothing of anybody is in the clip's picture, which is asked for."""
+    assert shard.latents is not None
     rollout = Rollout(model.denoiser, shard, prompts, count, options.chunks, 0.0, captured=False)
-    lessons = []
+    lessons: Lessons = {'usual': [], 'empty': []}
+    alike = torch.ones_like(shard.latents[:1, :options.chunks, :1], dtype=torch.float32)
     for _ in range(options.usual):
         segment, tokens = _advance(rollout, model, shard.config.sampler.levels,
                                    int(rng.integers(2 ** 31)))
+        empty = shard.empty(segment.clip, segment.at, options.chunks)
         for stream in range(count):
-            if segment.told[stream]:
-                own = slice(stream, stream + 1)
-                lesson = part(segment, own)
-                lessons.append(Lesson(lesson, tokens[own], lesson.prompt_ids, None))
+            own = slice(stream, stream + 1)
+            lesson = part(segment, own)
+            weight = only(~empty[own], alike)
+            if segment.told[stream] and weight is not None:
+                lessons['usual'].append(Lesson(lesson, tokens[own], lesson.prompt_ids, None,
+                                               weight))
+            weight = only(empty[own], alike)
+            if weight is not None:
+                lessons['empty'].append(Lesson(lesson, tokens[own], lesson.prompt_ids,
+                                               lesson.truth, weight))
     return lessons
 
 
@@ -485,9 +539,9 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
             count = min(left, options.streams)
             for kind, played in play(tutor, model, shard, prompts, options, rng, count).items():
                 lessons[kind] += played
-            lessons['usual'] += play_clips(model, shard, prompts, options, rng, count)
-            for kind, held in play_held(model, shard, prompts, options, rng, count).items():
-                lessons[kind] += held
+            for play_some in (play_clips, play_held):
+                for kind, some in play_some(model, shard, prompts, options, rng, count).items():
+                    lessons[kind] += some
             left -= count
         for each in lessons.values():
             ask(tutor, each, prompts, options.batch, commit_level)
