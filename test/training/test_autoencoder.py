@@ -12,8 +12,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy import TINY, shard
+from toy import ALONE, TINY, shard
 
+from interactive_avatar.generator.autoencoder import as_input
 from interactive_avatar.generator.networks import Generator
 from interactive_avatar.training import pipeline
 from interactive_avatar.training.autoencoder import (
@@ -27,9 +28,11 @@ from interactive_avatar.training.autoencoder import (
     flow_loss,
     picture_loss,
     texture,
+    train_autoencoder,
 )
 
 SIDE = 32
+LATENT = (TINY.autoencoder.latent_channels, TINY.autoencoder.latent_px, TINY.autoencoder.latent_px)
 
 
 def moving(chunks: int = 2, speed_px: float = 1.5) -> tuple[torch.Tensor, ...]:
@@ -277,3 +280,27 @@ def test_stages_on_latents_refuse_a_decoder_of_larger_pictures(tmp_path: Path) -
     with pytest.raises(ValueError, match='decoder for pictures of 256 pixels'):
         pipeline.main(['distil', '--weights', str(tmp_path), '--state', str(tmp_path / 'state'),
                        '--out', str(tmp_path / 'out')])
+
+
+def test_held_people_stay_as_they_were_and_empty_pictures_are_learnt(tmp_path: Path) -> None:
+    """Where somebody is always in view there is nothing to learn; where nobody is, there is."""
+    torch.manual_seed(0)
+    data = shard(clips=3, chunks=12)
+    side = TINY.autoencoder.picture_px
+    data.frames = torch.randint(0, 255, (3, data.length, side, side, 3), dtype=torch.uint8)
+    data.stills = data.frames[:, :2].clone()
+    assert data.marks is not None
+    data.still_marks = data.marks[:, :2].clone()
+    options = AutoencoderOptions(batch=2, decoder_only=True, holds_people=True, empty_weight=5.0,
+                                 candidates_weight=0.0, flow_weight=0.0, predicted_share=0.0)
+    moved = []
+    for seen in (True, False):
+        data.in_view.fill_(seen)
+        model = Generator(TINY).autoencoder
+        latents, picture = torch.randn(1, 3, *LATENT), as_input(data.stills[:1, 0])
+        before = model.decode_clip(latents, picture).detach()
+        train_autoencoder(model, data, ALONE, 2.0, tmp_path / str(seen), options)
+        moved.append(float((model.decode_clip(latents, picture).detach() - before).abs().mean()))
+    assert moved[0] < 0.2 * moved[1]
+    with pytest.raises(ValueError, match='set decoder_only too'):
+        AutoencoderOptions(holds_people=True)

@@ -18,9 +18,11 @@ from toy import ALONE, CPU, TINY, shard, trainee
 
 from interactive_avatar.generator.backends.base import MASKED
 from interactive_avatar.generator.prompts import prompt_table
+from interactive_avatar.training.denoiser import Trainee
 from interactive_avatar.training.recall import (
     KEPT,
     WORDS,
+    Lesson,
     RecallOptions,
     ask,
     collate,
@@ -179,6 +181,78 @@ def test_what_has_nothing_to_be_named_is_played_as_it_became_and_the_tutor_is_as
         assert not torch.allclose(lesson.wanted, own, atol=1e-3)
         torch.testing.assert_close(lesson.wanted, drawn(
             tutor, *collate([lesson]), prompts, TINY.sampler.commit_level))
+
+
+@torch.no_grad()
+def test_an_empty_picture_is_asked_for_as_the_clip_shows_it_and_of_nobody_else() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    source.told.fill_(True)
+    # Nobody in view from chunk 14 to 24: the picture is empty from 16 to 22.
+    source.in_view[:, 4 * 14:4 * 25] = False
+    gone = set(range(16, 23))
+    assert source.latents is not None
+    lessons = play_clips(trainee().eval(), source, prompts, replace(OPTIONS, usual=6),
+                         np.random.default_rng(3), 2)
+    assert lessons['empty'] and lessons['usual']
+    for kind, each in lessons.items():
+        for lesson in each:
+            clip, at = int(lesson.segment.clip), int(lesson.segment.at)
+            chunks = set(range(at, at + 10))
+            assert lesson.weight is not None
+            counted = {at + int(k) for k in torch.nonzero(
+                lesson.weight[0].amax((1, 2, 3))).flatten()}
+            assert counted == (chunks & gone if kind == 'empty' else chunks - gone)
+            assert float(lesson.weight.mean()) == pytest.approx(1.0, abs=1e-4)
+            if kind == 'empty':
+                assert lesson.wanted is not None
+                assert torch.equal(lesson.wanted[0], source.latents[clip, at:at + 10].float())
+            else:
+                assert lesson.wanted is None
+
+
+@torch.no_grad()
+def test_of_stories_no_empty_picture_counts_and_what_was_forgotten_counts_most() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    model = trainee().eval()
+    worn = replace(OPTIONS, worn_share=1.0, removed_share=0.0, forgotten_weight=8.0)
+    lessons = play(model, model, source, prompts, worn, np.random.default_rng(5), 2)
+
+    def counted(lesson: Lesson) -> set[int]:
+        assert lesson.weight is not None
+        return {int(k) for k in torch.nonzero(lesson.weight[0].amax((1, 2, 3))).flatten()}
+
+    assert all(counted(lesson) == set(range(4)) for lesson in lessons['leave'])
+    assert all(counted(lesson) == set(range(2, 10)) for lesson in lessons['return'])
+    assert all(counted(lesson) == set(range(10)) for lesson in lessons['back'])
+    for lesson in lessons['unaided']:
+        assert lesson.weight is not None and lesson.wanted is not None
+        missed = (lesson.wanted - lesson.segment.made).square().mean(2, keepdim=True)
+        there = lesson.weight > 0.0
+        order = lesson.weight[there][missed[there].argsort()]
+        assert (order.diff() >= -1e-5).all() and float(order[-1]) > float(order[0]) > 1.0
+
+
+@torch.no_grad()
+def test_who_is_away_is_played_as_the_generator_has_become() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    tutor, model = trainee().eval(), trainee().eval()
+    for value in model.denoiser.parameters():
+        value.add_(0.02 * torch.randn_like(value))
+    worn = replace(OPTIONS, worn_share=1.0, removed_share=0.0)
+    group = TINY.memory.group
+
+    def short(who: Trainee) -> torch.Tensor:
+        lessons = play(tutor, who, source, prompts, worn, np.random.default_rng(5), 2)
+        told, alone = lessons['return'][0].segment, lessons['unaided'][0].segment
+        # Both go in by the same door, and it is not the tutor's.
+        torch.testing.assert_close(told.groups[:, :6], alone.groups[:, :6])
+        assert told.groups.shape[2] == group
+        return told.groups[:, :6]
+
+    source.random.manual_seed(0)
+    theirs = short(tutor)
+    source.random.manual_seed(0)
+    assert not torch.allclose(short(model), theirs, atol=1e-3)
 
 
 @torch.no_grad()

@@ -70,12 +70,15 @@ class AutoencoderOptions:
     ``texture_weight`` is of how much detail pictures have (`texture`): where latents leave open
     what a turned face looks like, blur has the least error, but the reference has its texture.
     ``empty_weight`` is how much more frames weigh, all over, in which nobody is in view: a smear
-    of who has left costs little error, and what is carried on from frame to frame stays.
+    of who has left costs little error, and what is carried on from frame to frame stays. With
+    ``holds_people`` those alone are learnt: where somebody is in view, asked for is what the
+    decoder that the stage began with makes of the same latents and pictures.
     ``restless_share`` of the clips that the stage draws have brows that move all the time
     (`performances.restless`).
 
     Raises:
-        ValueError: with ``decoder_only`` and an ``anchor_weight``: one trains no encoder.
+        ValueError: with ``decoder_only`` and an ``anchor_weight``: one trains no encoder; with
+            ``holds_people`` and without ``decoder_only``: latents would move away from people.
     """
 
     batch: int = 24
@@ -95,6 +98,7 @@ class AutoencoderOptions:
     flicker_weight: float = 0.0
     texture_weight: float = 0.0
     empty_weight: float = 0.0
+    holds_people: bool = False
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
     probe_weight: float = 0.3
@@ -113,6 +117,9 @@ class AutoencoderOptions:
         if self.decoder_only and self.anchor_weight > 0.0:
             raise ValueError('anchor_weight holds an encoder that is trained, and decoder_only '
                              'trains none: leave out one of them')
+        if self.holds_people and not self.decoder_only:
+            raise ValueError('holds_people asks for what a decoder makes of latents that stay as '
+                             'they are: set decoder_only too')
 
     @property
     def goes_on(self) -> bool:
@@ -400,6 +407,7 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     frozen = options.decoder_only
     trained: list[nn.Module] = [model.decoder] if frozen else [model, probe]
     former = copy.deepcopy(model.encoder).requires_grad_(False) if anchored else None
+    held = copy.deepcopy(model.decoder).requires_grad_(False) if options.holds_people else None
     parameters = [p for module in trained for p in module.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=options.peak_rate, betas=(0.9, 0.99),
                                   weight_decay=1e-4, fused=device.type == 'cuda')
@@ -408,7 +416,8 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     compiled = device.type == 'cuda'
     encoder = torch.compile(model.encoder) if compiled else model.encoder
     former_encoder = torch.compile(former) if compiled and former is not None else former
-    unroll = torch.compile(_unroll) if compiled else _unroll
+    unroll, unroll_held = ((torch.compile(_unroll), torch.compile(_unroll)) if compiled
+                           else (_unroll, _unroll))
     loss_function = torch.compile(picture_loss) if compiled else picture_loss
     candidates_function = torch.compile(candidates_loss) if compiled else candidates_loss
     streams = Streams(shard, options, shard.config.autoencoder)
@@ -446,8 +455,14 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
                                    streams.previous)
             spoilt = options.last_noise * torch.rand(len(latents), 1, 1, 1, device=device)
             last = streams.last + spoilt * torch.randn_like(streams.last)
-            made, drawn, carried, kept, flows = unroll(
-                model.decoder, noisy, Sight(previous, last, reference, streams.picture))
+            sight = Sight(previous, last, reference, streams.picture)
+            made, drawn, carried, kept, flows = unroll(model.decoder, noisy, sight)
+            if held is not None:
+                with torch.no_grad():
+                    as_before = unroll_held(held, noisy, sight)[0]
+                people = seen[..., None, None, None]
+                true = torch.where(people, as_before, true)
+                before = torch.where(people[:, 0], streams.last, before)
         picture, plain = loss_function(made, true, weight, streams.last, before, ~streams.fresh,
                                        options, upscale)
         each = candidates_function(drawn, carried, kept, true, weight, upscale)
