@@ -26,6 +26,7 @@ from interactive_avatar.training.autoencoder import (
     change_strength,
     face_weight,
     flow_loss,
+    hole_loss,
     picture_loss,
     texture,
     train_autoencoder,
@@ -282,6 +283,21 @@ def test_stages_on_latents_refuse_a_decoder_of_larger_pictures(tmp_path: Path) -
                        '--out', str(tmp_path / 'out')])
 
 
+def test_nothing_is_to_be_carried_over_a_hole_that_somebody_has_left() -> None:
+    picture = torch.full((1, 3, SIDE, SIDE), 0.5)
+    true = picture[:, None].repeat(1, 2, 1, 1, 1)
+    true[..., :SIDE // 2] = -0.5
+    carried = torch.zeros(1, 2, 1, SIDE, SIDE)
+    carried[:, 0, ..., :SIDE // 2] = 0.8
+    carried[..., SIDE // 2:] = 1.0
+    frames = torch.tensor([[True, True]])
+    assert hole_loss(carried, true, picture, frames) == pytest.approx(0.4)
+    assert hole_loss(carried, true, picture, ~frames) == 0.0
+    assert hole_loss(carried, picture[:, None].expand_as(true), picture, frames) == 0.0
+    # A hundredth is the noise of a picture, not a person.
+    assert hole_loss(carried, true, true[:, 0] + 0.01, frames) == 0.0
+
+
 def test_held_people_stay_as_they_were_and_empty_pictures_are_learnt(tmp_path: Path) -> None:
     """Where somebody is always in view there is nothing to learn; where nobody is, there is."""
     torch.manual_seed(0)
@@ -292,7 +308,7 @@ def test_held_people_stay_as_they_were_and_empty_pictures_are_learnt(tmp_path: P
     assert data.marks is not None
     data.still_marks = data.marks[:, :2].clone()
     options = AutoencoderOptions(batch=2, decoder_only=True, holds_people=True, empty_weight=5.0,
-                                 candidates_weight=0.0, flow_weight=0.0, predicted_share=0.0)
+                                 hole_weight=0.2, candidates_weight=0.0, flow_weight=0.0, predicted_share=0.0)
     moved = []
     for seen in (True, False):
         data.in_view.fill_(seen)

@@ -193,15 +193,16 @@ class Decoder(nn.Module):
                              align_corners=False)
         return seen.unflatten(2, (self.frames, -1)).transpose(1, 2)
 
-    def blend(self, latent: Tensor, sight: Sight) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def blend(self, latent: Tensor, sight: Sight) -> tuple[Tensor, ...]:
         """The frames and their three candidates: newly drawn, last frame and reference picture
-        as moved; all [B, 4, 3, H, W]; and the flows of the two [B, 2, 4, 2, H, W]."""
+        as moved; all [B, 4, 3, H, W]; the share of the latter two together [B, 4, 1, H, W], and
+        their flows [B, 2, 4, 2, H, W]."""
         drawn, flow, shares = self.candidates(latent, sight)
         last = self.moved(sight.last, flow[:, 0])
         reference = self.moved(sight.picture, flow[:, 1])
         carried, recent = shares.unbind(1)
         old = reference + self.last_share * recent * (last - reference)
-        return drawn + carried * (old - drawn), drawn, last, reference, flow
+        return drawn + carried * (old - drawn), drawn, last, reference, carried, flow
 
     def forward(self, latent: Tensor, sight: Sight) -> Tensor:
         return self.blend(latent, sight)[0]

@@ -44,6 +44,11 @@ STRENGTH_PX = 8
 WIDE_STRENGTH_PX = 64
 """The same, for how much there is to be in all: of what is uncertain, the median of many small
 squares is less than their mean."""
+HOLE_PX = 8
+"""Side of the squares in which a picture is compared with the reference."""
+HOLE_ABOVE = 0.04
+"""How much the mean of some colour differs there if somebody is missing, in [-1, 1]: five steps
+of 255."""
 BROWS_ABOVE_EYES = 0.32
 """How far brows lie above eyes, over the distance from the mouth to the eyes."""
 
@@ -72,7 +77,9 @@ class AutoencoderOptions:
     ``empty_weight`` is how much more frames weigh, all over, in which nobody is in view: a smear
     of who has left costs little error, and what is carried on from frame to frame stays. With
     ``holds_people`` those alone are learnt: where somebody is in view, asked for is what the
-    decoder that the stage began with makes of the same latents and pictures.
+    decoder that the stage began with makes of the same latents and pictures. ``hole_weight`` is of
+    the share of what is carried over from other pictures where the reference shows somebody and
+    nothing of anybody is left (`hole_loss`): nothing in them shows what is behind.
     ``restless_share`` of the clips that the stage draws have brows that move all the time
     (`performances.restless`).
 
@@ -99,6 +106,7 @@ class AutoencoderOptions:
     texture_weight: float = 0.0
     empty_weight: float = 0.0
     holds_people: bool = False
+    hole_weight: float = 0.0
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
     probe_weight: float = 0.3
@@ -161,7 +169,7 @@ class Step(NamedTuple):
     Attributes:
         frames: [B, 1 + n, 3, H, W] in [-1, 1], the first being the one before.
         marks: [B, n, 3, 2] in pixels; units: [B, n, k]; seen: bool [B, n], whether anybody is in
-            view.
+            view; empty: bool [B, n], whether nothing of anybody is in the picture (`Shard.empty`).
         last_marks, picture_marks: [B, 3, 2], of the frame shown last and of the reference.
         predicted: the denoiser's idea of the latents, [B, chunks, C, h, w], or None.
         uses_predicted: bool [B], whether a stream is to be decoded from it.
@@ -171,6 +179,7 @@ class Step(NamedTuple):
     marks: Tensor
     units: Tensor
     seen: Tensor
+    empty: Tensor
     last_marks: Tensor
     picture_marks: Tensor
     predicted: Tensor | None
@@ -240,6 +249,8 @@ class Streams:
         frames = torch.cat([before[:, None],
                             as_input(shard.frames[self._clip[:, None], index])], 1)
         self._before = frames[:, -1]
+        empty = shard.empty(self._clip, self._at // FRAMES_PER_CHUNK, options.chunks)
+        empty = torch.where(moving[:, None], empty, empty[:, :1])
         predicted = None
         if shard.predicted is not None:
             chunk = self._at[:, None] // FRAMES_PER_CHUNK + torch.arange(
@@ -249,8 +260,8 @@ class Streams:
                       shard.marks[self._clip[:, None], index],
                       shard.probe_units[self._clip[:, None], index],
                       shard.in_view[self._clip[:, None], index],
-                      last_marks, self._picture_marks,
-                      predicted, self._uses_predicted & moving)
+                      empty.repeat_interleave(FRAMES_PER_CHUNK, 1),
+                      last_marks, self._picture_marks, predicted, self._uses_predicted & moving)
         self._at = torch.where(moving, self._at + self._step, self._at)
         self._last_marks = result.marks[:, -1]
         return result
@@ -427,8 +438,8 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
     while (progress := budget.progress()) < 1.0:
         for group in optimiser.param_groups:
             group['lr'] = learning_rate(progress, options.peak_rate)
-        frames, marks, units, seen, last_marks, picture_marks, predicted, uses_predicted = \
-            streams.next()
+        (frames, marks, units, seen, empty, last_marks, picture_marks, predicted,
+         uses_predicted) = streams.next()
         before, true = frames[:, 0], frames[:, 1:]
         weight = face_weight(marks, frames.shape[-1], options, upscale)
         weight = weight * (1.0 + options.empty_weight * ~seen)[:, :, None, None, None]
@@ -456,7 +467,7 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
             spoilt = options.last_noise * torch.rand(len(latents), 1, 1, 1, device=device)
             last = streams.last + spoilt * torch.randn_like(streams.last)
             sight = Sight(previous, last, reference, streams.picture)
-            made, drawn, carried, kept, flows = unroll(model.decoder, noisy, sight)
+            made, drawn, recent, moved, carried, flows = unroll(model.decoder, noisy, sight)
             if held is not None:
                 with torch.no_grad():
                     as_before = unroll_held(held, noisy, sight)[0]
@@ -465,10 +476,14 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
                 before = torch.where(people[:, 0], streams.last, before)
         picture, plain = loss_function(made, true, weight, streams.last, before, ~streams.fresh,
                                        options, upscale)
-        each = candidates_function(drawn, carried, kept, true, weight, upscale)
+        each = candidates_function(drawn, recent, moved, true, weight, upscale)
         astray = flow_loss(flows, marks, last_marks, picture_marks)
         loss = picture + options.candidates_weight * each + options.flow_weight * astray
         figures = {'loss': picture, 'l1': plain, 'candidates': each, 'flow': astray}
+        if options.hole_weight > 0.0:
+            hole = hole_loss(carried, frames[:, 1:], streams.picture, empty, upscale)
+            loss = loss + options.hole_weight * hole
+            figures['hole'] = hole
         if not frozen:
             clean = latents[:, :-1].flatten(0, 1)
             groups = (options.chunks, FRAMES_PER_CHUNK)
@@ -499,7 +514,8 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
 
 def _unroll(decoder: Decoder, latents: Tensor, sight: Sight) -> tuple[Tensor, ...]:
     """Frames of successive chunks [B, n, C, h, w] and their candidates (see `Decoder.blend`),
-    each [B, 4 n, 3, H, W], and the flows [B, 4 n, 2, 2, H, W]."""
+    each [B, 4 n, 3, H, W], what is carried over [B, 4 n, 1, H, W], and the flows
+    [B, 4 n, 2, 2, H, W]."""
     steps = []
     for latent in latents.unbind(1):
         *pictures, flow = decoder.blend(latent, sight)
@@ -547,6 +563,25 @@ def candidates_loss(drawn: Tensor, last: Tensor, reference: Tensor, true: Tensor
         for factor in (4, 16):
             loss = loss + 0.5 * F.avg_pool2d(error, factor * upscale).abs().mean()
     return loss
+
+
+def hole_loss(carried: Tensor, true: Tensor, picture: Tensor, empty: Tensor,
+              upscale: int = 1) -> Tensor:
+    """Mean share of what is carried over, where the reference picture shows somebody who is not
+    there any more; 0 if nobody is missed.
+
+    Edges of the reference moved together over such a hole cost little error, and what has been
+    made of them is carried on from frame to frame.
+
+    Args:
+        carried: shares [B, n, 1, H, W], 0 to 1. true: [B, n, 3, H, W] in [-1, 1].
+        picture: the reference [B, 3, H, W], the same. empty: bool [B, n].
+    """
+    side = HOLE_PX * upscale
+    apart = F.interpolate(F.avg_pool2d((true - picture[:, None]).flatten(0, 1), side).abs()
+                          .amax(1, keepdim=True), scale_factor=float(side))
+    hole = (apart > HOLE_ABOVE).unflatten(0, carried.shape[:2]) & empty[..., None, None, None]
+    return (carried * hole).sum() / hole.sum().clamp_min(1)
 
 
 @torch.no_grad()

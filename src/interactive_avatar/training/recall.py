@@ -79,8 +79,8 @@ LEFT_CHUNK: Final = 2
 """Of a segment in which somebody leaves, the first chunk in which they are out of view."""
 ENTERED_CHUNK: Final = 4
 """Of a segment in which somebody comes back, the first chunk in which they are in view."""
-WORDS: Final = ('text_embedding.', '.refiner.', '.text.k.', '.text.v.')
-"""Parts of the denoiser's names of what makes keys and values of a prompt's tokens."""
+WORDS: Final = ('text_embedding.', '.refiner.', '.text.')
+"""Parts of the denoiser's names of what makes something of a prompt's tokens."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,9 @@ class RecallOptions:
     after a change of prompt are learnt, weighed around mouth and eyes, of all the mouth, and
     those in which the eyes are nearer to each other than ``turned_below`` of their distance in a
     clip's frontal frames.
-    ``keeps_words``: what words mean stays as it is, that is, their embedding and the text
-    attention's keys and values: lessons know fewer phrasings than the generator does.
+    ``keeps_words``: what words mean and what is done about it stays as it is, that is, their
+    embedding and all of the text attention: lessons know fewer phrasings than the generator does,
+    and queries and outputs of another kind show actions more weakly.
     ``jump_share``: of the stories in which something is worn, so many put it on by its name.
     ``word_drop``: up to so many of a prompt's tokens are kept from who learns, so that no single
     word is relied on.
