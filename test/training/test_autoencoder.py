@@ -256,6 +256,38 @@ def test_the_frame_before_is_the_one_that_was_shown() -> None:
     assert went_on > 20
 
 
+def test_streams_begin_in_empty_pictures_and_stay_there() -> None:
+    data = shard(clips=3, chunks=12)
+    side = 32
+    numbers = torch.arange(3 * data.length, dtype=torch.uint8).view(3, data.length, 1, 1, 1)
+    data.frames = numbers.expand(3, data.length, side, side, 3).contiguous()
+    data.stills = torch.full((3, 2, side, side, 3), 250, dtype=torch.uint8)
+    data.still_marks = torch.zeros(3, 2, 3, 2)
+    # Out of view from chunk 2 to 10: nothing is left from chunk 4 to 8.
+    data.in_view[1, 8:44] = False
+    assert data.latents is not None
+    data.predicted = data.latents.clone()
+    options = AutoencoderOptions(batch=16, chunks=2, still_share=0.0, jump_share=0.0,
+                                 restart_share=0.0, empty_share=1.0, dwell_share=1.0,
+                                 predicted_share=1.0)
+    streams = Streams(data, options, replace(TINY.autoencoder, picture_px=side))
+    begun = None
+    for _ in range(3):
+        step = streams.next()
+        shown = torch.round((step.frames[:, 1:, 0, 0, 0] + 1.0) * 127.5) - data.length
+        # Who begins where it ends goes on and comes to somebody.
+        inside = step.empty.all(1)
+        if begun is None:
+            assert step.empty[:, 0].all() and inside.any() and not inside.all()
+        else:
+            assert (shown == begun)[inside].all() and step.uses_predicted[inside].all()
+        assert (shown[inside] >= 16).all() and (shown[inside] < 32).all()
+        begun = shown
+    alone = Streams(data, replace(options, empty_share=0.0, dwell_share=0.0),
+                    replace(TINY.autoencoder, picture_px=side)).next()
+    assert not alone.empty.all()
+
+
 def test_larger_pictures_weigh_the_same_around_the_same_face() -> None:
     options = AutoencoderOptions()
     marks = torch.tensor([[[[60.0, 80.0], [45.0, 50.0], [76.0, 51.0]]]])
@@ -308,7 +340,8 @@ def test_held_people_stay_as_they_were_and_empty_pictures_are_learnt(tmp_path: P
     assert data.marks is not None
     data.still_marks = data.marks[:, :2].clone()
     options = AutoencoderOptions(batch=2, decoder_only=True, holds_people=True, empty_weight=5.0,
-                                 hole_weight=0.2, candidates_weight=0.0, flow_weight=0.0, predicted_share=0.0)
+                                 hole_weight=0.2, last_tint=0.1, candidates_weight=0.0,
+                                 flow_weight=0.0, predicted_share=0.0)
     moved = []
     for seen in (True, False):
         data.in_view.fill_(seen)

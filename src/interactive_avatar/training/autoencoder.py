@@ -44,6 +44,8 @@ STRENGTH_PX = 8
 WIDE_STRENGTH_PX = 64
 """The same, for how much there is to be in all: of what is uncertain, the median of many small
 squares is less than their mean."""
+TINTS = 8
+"""Tints of a frame shown last, per side; between them they change evenly."""
 HOLE_PX = 8
 """Side of the squares in which a picture is compared with the reference."""
 HOLE_ABOVE = 0.04
@@ -79,7 +81,11 @@ class AutoencoderOptions:
     ``holds_people`` those alone are learnt: where somebody is in view, asked for is what the
     decoder that the stage began with makes of the same latents and pictures. ``hole_weight`` is of
     the share of what is carried over from other pictures where the reference shows somebody and
-    nothing of anybody is left (`hole_loss`): nothing in them shows what is behind.
+    nothing of anybody is left (`hole_loss`): nothing in them shows what is behind. What is drawn
+    there instead goes by the frame shown last too, and a little too much of that is a shade that
+    grows. So an ``empty_share`` of the streams begin in empty pictures, each stays where it is in
+    them with a chance of ``dwell_share`` at every step, and frames shown last are tinted there by
+    ``last_tint`` (deviation, in [-1, 1]), which is not to be gone by.
     ``restless_share`` of the clips that the stage draws have brows that move all the time
     (`performances.restless`).
 
@@ -107,6 +113,9 @@ class AutoencoderOptions:
     empty_weight: float = 0.0
     holds_people: bool = False
     hole_weight: float = 0.0
+    empty_share: float = 0.0
+    dwell_share: float = 0.0
+    last_tint: float = 0.0
     candidates_weight: float = 0.1
     flow_weight: float = 2.0
     probe_weight: float = 0.3
@@ -212,6 +221,9 @@ class Streams:
         self.previous = torch.zeros(count, config.latent_channels, config.latent_px,
                                     config.latent_px, device=device)
         self.fresh = torch.ones(count, dtype=torch.bool, device=device)
+        clips = torch.arange(len(shard.frames), device=device)
+        chunks = (shard.length - self._step) // FRAMES_PER_CHUNK + 1
+        self._empties = torch.nonzero(shard.empty(clips, torch.zeros_like(clips), chunks))
 
     def _chance(self, share: float) -> Tensor:
         return torch.rand(len(self._at), device=self._at.device,
@@ -229,6 +241,11 @@ class Streams:
         leap = self.fresh | self._chance(options.jump_share)
         self._clip = torch.where(self.fresh, shard._random(len(shard.frames), count), self._clip)
         self._at = torch.where(leap, anywhere.clamp(max=high - 1), self._at)
+        if len(self._empties) and options.empty_share > 0.0:
+            begun = self.fresh & self._chance(options.empty_share)
+            clip, chunk = self._empties[shard._random(len(self._empties), count)].unbind(1)
+            self._clip = torch.where(begun, clip, self._clip)
+            self._at = torch.where(begun, chunk * FRAMES_PER_CHUNK, self._at)
         self._uses_predicted = torch.where(self.fresh, self._chance(options.predicted_share),
                                            self._uses_predicted)
         still = shard._random(shard.stills.shape[1], count)
@@ -239,7 +256,9 @@ class Streams:
         marks = shard.still_marks[self._clip, still]
         self._picture_marks = torch.where(fresh[..., 0], marks, self._picture_marks)
         last_marks = torch.where(fresh[..., 0], marks, self._last_marks)
-        moving = ~self._chance(options.still_share)
+        empty = shard.empty(self._clip, self._at // FRAMES_PER_CHUNK, options.chunks)
+        dwelling = empty.all(1) & self._chance(options.dwell_share)
+        moving = ~(dwelling | self._chance(options.still_share))
         step = torch.arange(self._step, device=self._at.device)[None]
         index = self._at[:, None] + step * moving[:, None]
         # The frame before is the one that the stream has shown, which after a jump or a still is
@@ -249,7 +268,6 @@ class Streams:
         frames = torch.cat([before[:, None],
                             as_input(shard.frames[self._clip[:, None], index])], 1)
         self._before = frames[:, -1]
-        empty = shard.empty(self._clip, self._at // FRAMES_PER_CHUNK, options.chunks)
         empty = torch.where(moving[:, None], empty, empty[:, :1])
         predicted = None
         if shard.predicted is not None:
@@ -261,7 +279,8 @@ class Streams:
                       shard.probe_units[self._clip[:, None], index],
                       shard.in_view[self._clip[:, None], index],
                       empty.repeat_interleave(FRAMES_PER_CHUNK, 1),
-                      last_marks, self._picture_marks, predicted, self._uses_predicted & moving)
+                      last_marks, self._picture_marks, predicted,
+                      self._uses_predicted & (moving | dwelling))
         self._at = torch.where(moving, self._at + self._step, self._at)
         self._last_marks = result.marks[:, -1]
         return result
@@ -466,6 +485,10 @@ def train_autoencoder(model: Autoencoder, shard: Shard, process: Process, second
                                    streams.previous)
             spoilt = options.last_noise * torch.rand(len(latents), 1, 1, 1, device=device)
             last = streams.last + spoilt * torch.randn_like(streams.last)
+            if options.last_tint > 0.0:
+                tint = options.last_tint * torch.randn(len(last), 3, TINTS, TINTS, device=device)
+                last = last + F.interpolate(tint, last.shape[-2:], mode='bilinear') \
+                    * empty[:, :1, None, None]
             sight = Sight(previous, last, reference, streams.picture)
             made, drawn, recent, moved, carried, flows = unroll(model.decoder, noisy, sight)
             if held is not None:
