@@ -55,6 +55,8 @@ COMMANDS = (
             'draw and encode labelled performances for training', 'train'),
     Command('train', 'interactive_avatar.training.pipeline',
             'train a stage of the generator', 'train'),
+    Command('average', 'interactive_avatar.training.average',
+            'average trained weights, some parts otherwise than others', 'train'),
     Command('export', 'interactive_avatar.training.release',
             'export a trained model to graphs', 'train'),
     Command('import-weights', 'interactive_avatar.generator.wan.import_weights',

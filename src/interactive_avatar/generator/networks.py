@@ -48,6 +48,15 @@ def saved_config(path: Path) -> GeneratorConfig:
     return GeneratorConfig() if text is None else GeneratorConfig.from_json(text)
 
 
+def saved_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Weights by name as `Generator.save` wrote them, those in 8 bits as float32 again."""
+    state = load_file(str(path))
+    for name in [n for n in state if n.endswith(SCALE_SUFFIX)]:
+        matrix = name.removesuffix(SCALE_SUFFIX)
+        state[matrix] = state[matrix].float() * state.pop(name)
+    return state
+
+
 class Generator(nn.Module):
     """Autoencoder, audio encoder and denoiser; the prefix of a weight says whose it is."""
 
@@ -97,10 +106,7 @@ class Generator(nn.Module):
         Raises:
             ModelError: names missing, unexpected and wrongly shaped keys.
         """
-        state = load_file(str(path))
-        for name in [n for n in state if n.endswith(SCALE_SUFFIX)]:
-            matrix = name.removesuffix(SCALE_SUFFIX)
-            state[matrix] = state[matrix].float() * state.pop(name)
+        state = saved_weights(path)
         own = self.state_dict()
         if widen and 'autoencoder.decoder.out.weight' in state:
             factor = self.config.autoencoder.upscale / saved_config(path).autoencoder.upscale
