@@ -81,3 +81,6 @@ def test_arguments_without_a_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--part '\.up\.' is not NAME=VALUE"):
         main(arguments('--weights', tmp_path / 'one', '--shares', '1', '--part', '.up.', '--out',
                        tmp_path / 'out'))
+    with pytest.raises(ValueError, match=r"--scale: 'twice' is no number"):
+        main(arguments('--weights', tmp_path / 'one', '--shares', '1', '--scale', '.up.=twice',
+                       '--out', tmp_path / 'out'))

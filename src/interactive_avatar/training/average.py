@@ -52,7 +52,7 @@ def shares_of(text: str, count: int) -> tuple[float, ...]:
         shares = ()
     if len(shares) != count or abs(sum(shares) - 1.0) > SUM_WITHIN:
         raise ValueError(f'the shares {text!r} are not {count} numbers whose sum is 1: give one '
-                         f'for each folder of weights, as {",".join(["0.5"] * 2)}')
+                         f'for each folder of weights')
     return shares
 
 
@@ -69,6 +69,18 @@ def named(items: Sequence[str], what: str) -> dict[str, str]:
             raise ValueError(f'{what} {item!r} is not NAME=VALUE')
         found[name] = value
     return found
+
+
+def factor_of(text: str) -> float:
+    """A factor as it is typed.
+
+    Raises:
+        ValueError: if it is no number.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f'--scale: {text!r} is no number') from None
 
 
 def average(weights: Sequence[Mapping[str, torch.Tensor]], shares: Sequence[float],
@@ -117,7 +129,7 @@ def main(args: argparse.Namespace) -> int:
     made = average(weights, shares_of(args.shares, count),
                    {name: shares_of(text, count)
                     for name, text in named(args.part, '--part').items()},
-                   {name: float(text) for name, text in named(args.scale, '--scale').items()})
+                   {name: factor_of(text) for name, text in named(args.scale, '--scale').items()})
     # The encoder's and the denoiser's configs are alike; the last decoder's is the made one's.
     config = saved_config(files[-1])
     args.out.mkdir(parents=True, exist_ok=True)
