@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,32 @@ def test_a_missing_dependency_is_named_with_its_command(
     assert cli.main(['train']) == 1
     assert 'needs the Python package torch' in (told := capsys.readouterr().err)
     assert '[ros,train]' in told
+
+
+def test_what_is_wrong_with_what_was_given_is_said_in_a_line(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    given = ['export', '--weights', str(tmp_path / 'nothing'), '--out', str(tmp_path / 'out')]
+    assert cli.main(given) == 1
+    said = capsys.readouterr().err
+    assert said.startswith('avatar export: ') and 'is missing, and so are its parts' in said
+    assert 'FileNotFoundError; AVATAR_TRACEBACK=1' in said
+    monkeypatch.setenv(cli.TRACEBACK, '1')
+    with pytest.raises(FileNotFoundError):
+        cli.main(given)
+
+
+def test_a_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        @staticmethod
+        def main(rest: list[str]) -> int:
+            return int('seven')
+
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    monkeypatch.setattr(cli.importlib, 'import_module', lambda name: Module)
+    with pytest.raises(ValueError, match='seven'):
+        cli.main(['train'])
 
 
 def test_the_command_line_costs_no_heavy_import() -> None:

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from interactive_avatar import __version__
+
+TRACEBACK = 'AVATAR_TRACEBACK'
+"""Environment variable that lets errors through."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(module.main(own.parse_args(rest)) or 0)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if os.environ.get(TRACEBACK) or not _says_so_itself(error):
+            raise
+        print(f'avatar {command.name}: {error}\n'
+              f'({type(error).__name__}; {TRACEBACK}=1 says where it came up)', file=sys.stderr)
+        return 1
+
+
+def _says_so_itself(error: Exception) -> bool:
+    """Whether an error tells its reader what was wrong with what was given: files that cannot be
+    read or written, and what this package has raised in so many words."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    ours = last is not None and \
+        Path(last.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    return bool(str(error)) and (isinstance(error, OSError) or (
+        ours and isinstance(error, ValueError | RuntimeError)))
 
 
 if __name__ == '__main__':
