@@ -84,3 +84,10 @@ def test_arguments_without_a_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--scale: 'twice' is no number"):
         main(arguments('--weights', tmp_path / 'one', '--shares', '1', '--scale', '.up.=twice',
                        '--out', tmp_path / 'out'))
+
+
+def test_what_a_stage_wrote_is_not_written_over(tmp_path: Path) -> None:
+    stage(tmp_path / 'one', 1)
+    (tmp_path / 'one' / f'{WEIGHTS}.part00').write_bytes((tmp_path / 'one' / WEIGHTS).read_bytes())
+    with pytest.raises(ValueError, match='give --out another folder'):
+        main(arguments('--weights', tmp_path / 'one', '--shares', '1', '--out', tmp_path / 'one'))

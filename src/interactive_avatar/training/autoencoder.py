@@ -222,8 +222,8 @@ class Streams:
                                     config.latent_px, device=device)
         self.fresh = torch.ones(count, dtype=torch.bool, device=device)
         clips = torch.arange(len(shard.frames), device=device)
-        chunks = (shard.length - self._step) // FRAMES_PER_CHUNK + 1
-        self._empties = torch.nonzero(shard.empty(clips, torch.zeros_like(clips), chunks))
+        self._empty = shard.empty(clips, torch.zeros_like(clips), shard.length // FRAMES_PER_CHUNK)
+        self._empties = torch.nonzero(self._empty[:, :1 - options.chunks or None])
 
     def _chance(self, share: float) -> Tensor:
         return torch.rand(len(self._at), device=self._at.device,
@@ -256,7 +256,9 @@ class Streams:
         marks = shard.still_marks[self._clip, still]
         self._picture_marks = torch.where(fresh[..., 0], marks, self._picture_marks)
         last_marks = torch.where(fresh[..., 0], marks, self._last_marks)
-        empty = shard.empty(self._clip, self._at // FRAMES_PER_CHUNK, options.chunks)
+        chunk = self._at[:, None] // FRAMES_PER_CHUNK + torch.arange(
+            options.chunks, device=self._at.device)
+        empty = self._empty[self._clip[:, None], chunk]
         dwelling = empty.all(1) & self._chance(options.dwell_share)
         moving = ~(dwelling | self._chance(options.still_share))
         step = torch.arange(self._step, device=self._at.device)[None]
@@ -271,8 +273,6 @@ class Streams:
         empty = torch.where(moving[:, None], empty, empty[:, :1])
         predicted = None
         if shard.predicted is not None:
-            chunk = self._at[:, None] // FRAMES_PER_CHUNK + torch.arange(
-                options.chunks, device=self._at.device)
             predicted = shard.predicted[self._clip[:, None], chunk]
         result = Step(frames,
                       shard.marks[self._clip[:, None], index],

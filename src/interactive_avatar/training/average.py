@@ -122,7 +122,15 @@ def average(weights: Sequence[Mapping[str, torch.Tensor]], shares: Sequence[floa
 
 
 def main(args: argparse.Namespace) -> int:
-    """Average, and write float16 weights as stages do."""
+    """Average, and write float16 weights as stages do.
+
+    Raises:
+        ValueError: also if the output folder holds parts, which are joined over its weights when
+            they are read.
+    """
+    if parts := sorted(args.out.glob(f'{WEIGHTS}.part*')):
+        raise ValueError(f'{str(args.out)!r} holds what a stage wrote ({parts[0].name}), which '
+                         f'would come back in place of the average: give --out another folder')
     files = [weights_file(folder, WEIGHTS) for folder in args.weights]
     count = len(files)
     weights = [saved_weights(file) for file in files]
