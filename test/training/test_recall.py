@@ -42,7 +42,7 @@ OPTIONS = RecallOptions(stories=4, streams=2, away=(4, 4), batch=3, peak_rate=3e
 WORN = RecallOptions(worn_share=1.0, removed_share=0.0, jump_share=0.0)
 REMOVED = RecallOptions(worn_share=0.0, removed_share=1.0)
 BARE = RecallOptions(worn_share=0.0, removed_share=0.0)
-OTHERS = {'unaided', 'bare', 'usual', 'switch', 'lips', 'turned', 'empty'}
+OTHERS = {'unaided', 'unworn', 'bare', 'usual', 'switch', 'lips', 'turned', 'empty'}
 """Kinds of lessons that are no kinds of segments."""
 
 
@@ -77,7 +77,8 @@ def test_a_jump_puts_on_what_is_named_and_never_what_is_not() -> None:
 def test_words_that_are_dropped_change_what_is_drawn_and_the_first_stays() -> None:
     source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
     model = trainee().eval()
-    lessons = play(model, model, source, prompts, OPTIONS, np.random.default_rng(3), 2)
+    worn = replace(OPTIONS, worn_share=1.0, removed_share=0.0)
+    lessons = play(model, model, source, prompts, worn, np.random.default_rng(3), 2)
     segment, audio = collate(lessons['return'])
     level = TINY.sampler.commit_level
     whole = drawn(model, segment, audio, prompts, level)
@@ -117,7 +118,8 @@ def test_prompts_are_silent_out_of_view_and_speech_is_the_shards() -> None:
 def test_a_lesson_played_with_its_own_prompts_gives_what_was_played() -> None:
     source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
     model = trainee().eval()
-    lessons = play(model, model, source, prompts, OPTIONS, np.random.default_rng(3), 2)
+    worn = replace(OPTIONS, worn_share=1.0, removed_share=0.0)
+    lessons = play(model, model, source, prompts, worn, np.random.default_rng(3), 2)
     counts = {kind: len(each) for kind, each in lessons.items() if kind not in OTHERS}
     # What is put on, taken off or done in view takes one or two of the three segments there.
     assert counts.pop('in_view') + counts.pop('act') == 6
@@ -157,7 +159,34 @@ def test_who_comes_back_is_also_played_without_a_word_and_asked_for_the_told_pic
             != one.segment.prompt_ids[0, 0]
         assert other.wanted is not None and torch.equal(other.wanted, one.segment.made)
         assert not torch.allclose(other.wanted, other.segment.made)
-    assert lessons['bare'] == []
+    assert lessons['bare'] == [] and lessons['unworn'] == []
+
+
+@torch.no_grad()
+def test_who_wore_nothing_is_asked_for_what_comes_without_a_long_memory() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    model = trainee().eval()
+    bare = replace(OPTIONS, worn_share=0.0, removed_share=0.0, forgotten_weight=4.0)
+    lessons = play(model, model, source, prompts, bare, np.random.default_rng(5), 2)
+    assert lessons['return'] == [] and lessons['back'] == [] and len(lessons['unworn']) == 4
+    start, slots, tokens = TINY.cache_layout['long']
+    long, compared = slice(start, start + slots * tokens), 0
+    for lesson in lessons['unworn'][:2]:
+        # It has its memory; what is asked for is what the same generator makes of the same noise
+        # and memories but that one.
+        assert (lesson.segment.mask[:, 0, long] == 0.0).any()
+        assert lesson.wanted is not None and lesson.weight is not None
+        assert not torch.allclose(lesson.wanted, lesson.segment.made)
+        blind = replace(lesson, segment=replace(lesson.segment))
+        blind.segment.mask = lesson.segment.mask.clone()
+        blind.segment.mask[:, :, long] = float(MASKED)
+        asked = drawn(model, *collate([blind]), prompts, TINY.sampler.commit_level)
+        if lesson.segment.level[0, 0] == min(TINY.sampler.levels):
+            compared += 1
+            torch.testing.assert_close(asked[:, 0], lesson.wanted[:, 0], atol=0.05, rtol=0.05)
+        counted = lesson.weight[lesson.weight > 0.0]
+        assert float(counted.max()) > float(counted.min()) > 1.0
+    assert compared
 
 
 @torch.no_grad()
@@ -169,8 +198,9 @@ def test_what_has_nothing_to_be_named_is_played_as_it_became_and_the_tutor_is_as
         value.add_(0.02 * torch.randn_like(value))
     bare = replace(OPTIONS, worn_share=0.0, removed_share=0.0)
     lessons = play(tutor, model, source, prompts, bare, np.random.default_rng(3), 2)
-    assert lessons['unaided'] == [] and len(lessons['bare']) == 2 * (
-        sum(len(lessons[kind]) for kind in set(KEPT) - OTHERS) // 2)
+    assert lessons['unaided'] == []
+    # At rest, three more in view, and leaving.
+    assert len(lessons['bare']) == 2 * 5
     usual = play_clips(model, source, prompts, bare, np.random.default_rng(3), 2)['usual']
     assert usual and all(lesson.segment.told.all() for lesson in usual)
     for lesson in (lessons['bare'][-1], usual[-1]):

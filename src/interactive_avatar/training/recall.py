@@ -16,6 +16,11 @@ shoulder. So who comes back is also played once more from the same memories with
 it will be when it matters, and what the generator then forgets stands in its short memory while
 the told pictures are asked of it (`Lesson.wanted`): there only the long memory can tell.
 
+Who wore nothing is to come back as they went, and whoever has learnt to remember likes to draw a
+hat. Without a long memory the tutor has nothing to remember: so its long memory is masked there,
+and what it draws is asked of the same noise with the memory, which shows that nothing was worn
+(lessons *unworn*). Of the two, hat or none, only the long memory tells which.
+
 A generator that has learnt this sees what is not there: shades of glasses, which it then takes for
 remembered ones. So it is also played as it has become, on stories in which nothing is worn and
 on clips, and the generator that it was (the tutor) says what comes next there
@@ -67,13 +72,14 @@ from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 KEPT: Final = {'act': 0.08, 'in_view': 0.05, 'leave': 0.03, 'return': 0.2, 'back': 0.12,
-               'unaided': 0.55, 'bare': 0.25, 'usual': 0.35, 'switch': 0.3, 'lips': 0.2,
-               'turned': 0.15, 'empty': 0.2}
+               'unaided': 0.55, 'unworn': 0.4, 'bare': 0.25, 'usual': 0.35, 'switch': 0.3,
+               'lips': 0.2, 'turned': 0.15, 'empty': 0.2}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
-after an absence as they come out with silent prompts; ``bare``: of stories that have nothing to
-fall silent about, as the generator has become; ``usual``: of clips, the same; ``switch``: of
-clips, what comes after a change of prompt; ``lips``: mouths of clips;
-``turned``: their turned heads; ``empty``: what clips show when nobody is in the picture."""
+after an absence as they come out with silent prompts; ``unworn``: those of stories in which
+nothing was worn; ``bare``: what these have before, as the generator has become; ``usual``: of
+clips, the same; ``switch``: of clips, what comes after a change of prompt; ``lips``: mouths of
+clips; ``turned``: their turned heads; ``empty``: what clips show when nobody is in the
+picture."""
 AFTER_ABSENCE: Final = ('return', 'back')
 LEFT_CHUNK: Final = 2
 """Of a segment in which somebody leaves, the first chunk in which they are out of view."""
@@ -163,11 +169,16 @@ class Story:
     Attributes:
         kinds: what each segment is.
         told, silent: what prompts say that name what is worn, and such that do not.
+        plain: whether nothing is ever worn, so that both say the same all along.
     """
 
     kinds: tuple[str, ...]
     told: tuple[int, ...]
     silent: tuple[int, ...]
+
+    @property
+    def plain(self) -> bool:
+        return self.told == self.silent
 
 
 def compose_story(rng: np.random.Generator, options: RecallOptions, away: int) -> Story:
@@ -315,8 +326,9 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
 
     Args:
         tutor: plays them with prompts that name everything.
-        model: plays what has nothing to be named, and, from the tutor's memories on, who comes
-            back while the prompts are silent.
+        model: plays what has nothing to be named, and, from the tutor's memories on, who is away
+            and who comes back while the prompts are silent. Where nothing was ever worn, the tutor
+            sees them come back without its long memory.
     """
     away = int(rng.integers(options.away[0], options.away[1] + 1))
     stories = [compose_story(rng, options, away) for _ in range(count)]
@@ -331,7 +343,7 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
     alone.load_state_dict(told.state_dict())
     levels = shard.config.sampler.levels
     who = [stories[int(clip)] for clip in told.clip]
-    plain = torch.tensor([story.told == story.silent for story in who], device=shard.device)
+    plain = torch.tensor([story.plain for story in who], device=shard.device)
     lessons: Lessons = {kind: [] for kind in KEPT}
 
     side = shard.config.autoencoder.latent_px
@@ -341,7 +353,7 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
         own = slice(stream, stream + 1)
         lesson = part(segment, own)
         cells = torch.ones((1, options.chunks, 1, side, side), device=shard.device)
-        if kind == 'unaided' and wanted is not None:
+        if kind in ('unaided', 'unworn') and wanted is not None:
             missed = (wanted[own] - lesson.made).square().mean(2, keepdim=True)
             cells = cells + options.forgotten_weight * missed / (1.0 + missed)
         # Empty pictures are the clips' business.
@@ -351,30 +363,26 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
                                         torch.full_like(lesson.prompt_ids, prompt),
                                         None if wanted is None else wanted[own], weight))
 
-    def hand(giver: Rollout, taker: Rollout) -> None:
-        """Memories of streams that have something to fall silent about."""
-        theirs, ours = giver.state_dict(), taker.state_dict()
-        taker.load_state_dict({
-            name: torch.where(plain.view(-1, *[1] * (own.dim() - 1)), own, theirs[name])
-            for name, own in ours.items()})
-
     for index, of_first in enumerate(kinds):
         # Out of view there is nothing to tell, so that is played as the generator has become.
         if of_first == 'away' and kinds[index - 1] != 'away':
-            hand(told, alone)
+            alone.load_state_dict(told.state_dict())
         if of_first == AFTER_ABSENCE[0]:
-            hand(alone, told)
+            told.load_state_dict(alone.state_dict())
+            told.forget(plain)
         seed = int(rng.integers(2 ** 31))
         named, tokens = _advance(told, tutor, levels, seed)
         unnamed, _ = _advance(alone, model, levels, seed)
         for stream, story in enumerate(who):
             kind, prompt = story.kinds[index], story.silent[index]
-            if kind in KEPT:
+            returns = kind in AFTER_ABSENCE
+            if kind in KEPT and not (returns and story.plain):
                 keep(kind, named, tokens, stream, prompt, named.made)
-            if plain[stream]:
-                if kind in KEPT:
-                    keep('bare', unnamed, tokens, stream, prompt, None)
-            elif kind in AFTER_ABSENCE and story.told[index] != prompt:
+            if story.plain and returns:
+                keep('unworn', unnamed, tokens, stream, prompt, named.made)
+            elif story.plain and kind != 'away':
+                keep('bare', unnamed, tokens, stream, prompt, None)
+            elif returns and story.told[index] != prompt:
                 keep('unaided', unnamed, tokens, stream, prompt, named.made)
     return lessons
 

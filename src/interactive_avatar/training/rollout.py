@@ -273,6 +273,11 @@ class Rollout:
         self._restart(torch.ones_like(self.at, dtype=torch.bool), self._shard.latents.shape[1], 1,
                       clips)
 
+    def forget(self, streams: Tensor) -> None:
+        """Mask what the long memory holds by now, of ``streams``, bool [B]."""
+        long = self.mask[:, self._span('long')]
+        long.masked_fill_(streams[:, None], float(MASKED))
+
     def _restart(self, fresh: Tensor, room: int, references: int,
                  clips: Tensor | None = None) -> None:
         """Begin streams anew where ``fresh`` [B], in ``clips`` [B] or in any."""
