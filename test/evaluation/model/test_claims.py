@@ -219,7 +219,13 @@ def test_what_was_never_put_on_does_not_count_as_kept_or_lost() -> None:
                for i, (put, still, after) in enumerate([
                    (True, True, True), (True, True, False), (True, False, False),
                    (False, False, False)])]
-    rows = by_claim(retention.summarise(stories, retention.Timeline()))
+    bare = [retention.Unworn('a', (), True, ()), retention.Unworn('b', (), True, ('hat',)),
+            retention.Unworn('c', (), True, ()), retention.Unworn('d', ('hat',), True, ('hat',)),
+            retention.Unworn('e', (), False, ('glasses',))]
+    rows = by_claim(retention.summarise(stories, bare, retention.Timeline()))
+    nothing = rows['wore nothing, and nothing is on after 8 s out of view']
+    assert (nothing.figure.value, nothing.figure.n, nothing.met) == (
+        pytest.approx(200 / 3), 3, False)
     assert rows['objects put on when prompted'].figure.value == pytest.approx(75.0)
     kept = rows['what happened stays: put on at 10 s, still on at 70 s']
     assert (kept.figure.value, kept.figure.n, kept.met) == (pytest.approx(200 / 3), 3, False)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Claim: what happened stays. Glasses or a hat once put on are still on a minute later, and after
-the person was out of view while no prompt mentioned them."""
+the person was out of view while no prompt mentioned them. And who wore nothing comes back with
+nothing: a generator that puts a hat on everybody who comes back would remember every hat."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +33,8 @@ ACTION_S: Final = 1.6
 SETTLE_S: Final = 3.2
 """After coming back: the walk in takes one second of the action, the rest settles."""
 LOOK_S: Final = 0.96
+BARE_OVER_PUT_ON: Final = 2.0
+"""How long who wears nothing is in view first, over the time until others put something on."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +85,42 @@ class Kept:
     after_mentioned: bool
 
 
+@dataclass(frozen=True)
+class Unworn:
+    """The story of somebody who never wears anything.
+
+    Attributes:
+        person: whose reference.
+        before: what the judge saw on them before they left (it should see nothing).
+        left: whether they were out of view while away.
+        after: what it saw after they came back.
+    """
+
+    person: str
+    before: tuple[str, ...]
+    left: bool
+    after: tuple[str, ...]
+
+
 class _Eye:
     """Looks at the end of a stretch of frames."""
 
-    def __init__(self, mesh: MeshJudge, name: str) -> None:
-        self._mesh, self._name = mesh, name
+    def __init__(self, mesh: MeshJudge) -> None:
+        self._mesh = mesh
         _, self._judge = gauge.load()
 
-    def worn(self, frames: NDArray[np.uint8]) -> bool:
-        """Whether the object is on, by the median of the last second; False without a face."""
+    def worn(self, frames: NDArray[np.uint8], name: str) -> bool:
+        """Whether an object is on, by the median of the last second; False without a face."""
         last = frames[-chunks(LOOK_S) * FRAMES_PER_CHUNK:]
         watched = watch(last, self._mesh)
         if watched.found.mean() < 0.5:
             return False
-        chance = self._judge.track(last, watched.landmarks, self._name)
+        chance = self._judge.track(last, watched.landmarks, name)
         return float(np.nanmedian(chance)) >= WORN_CHANCE
+
+    def seen(self, frames: NDArray[np.uint8]) -> tuple[str, ...]:
+        """What is on."""
+        return tuple(name for name in OBJECTS if self.worn(frames, name))
 
     def away(self, frames: NDArray[np.uint8]) -> bool:
         """Whether no face is there."""
@@ -128,7 +153,7 @@ def story(item: HeldOut, name: str, player: Player, mesh: MeshJudge, times: Time
     """Play one stream; returns what happened, and a frame of each moment."""
     bare = WorldState()
     worn = after('wear', bare, object=name)
-    eye = _Eye(mesh, name)
+    eye = _Eye(mesh)
     stream = player.stream(item.reference, stable_prompt(bare), seed)
     first = run(stream, [stable_prompt(bare)] * chunks(times.put_on_s))
     put = run(stream, [*[action_prompt('wear', bare, object=name)] * chunks(ACTION_S),
@@ -142,15 +167,30 @@ def story(item: HeldOut, name: str, player: Player, mesh: MeshJudge, times: Time
     away, back = absence(stream, bare, times.away_s)
     stream.restore(fork)
     _, told = absence(stream, worn, times.away_s)
-    kept = Kept(item.name, name, eye.worn(first), eye.worn(put), eye.worn(still), eye.away(away),
-                eye.worn(back), eye.worn(told))
+    kept = Kept(item.name, name, eye.worn(first, name), eye.worn(put, name),
+                eye.worn(still, name), eye.away(away), eye.worn(back, name),
+                eye.worn(told, name))
     return kept, [first[-1], put[-1], still[-1], away[-1], back[-1], told[-1]]
 
 
+def unworn_story(item: HeldOut, player: Player, mesh: MeshJudge, times: Timeline, seed: int,
+                 ) -> tuple[Unworn, list[NDArray[np.uint8]]]:
+    """Play a stream in which nothing is put on; returns what happened, and a frame of each
+    moment: before, away, back."""
+    bare = WorldState()
+    eye = _Eye(mesh)
+    stream = player.stream(item.reference, stable_prompt(bare), seed)
+    first = run(stream, [stable_prompt(bare)] * chunks(BARE_OVER_PUT_ON * times.put_on_s))
+    away, back = absence(stream, bare, times.away_s)
+    return (Unworn(item.name, eye.seen(first), eye.away(away), eye.seen(back)),
+            [first[-1], away[-1], back[-1]])
+
+
+UNWORN_MOMENTS: Final = ('wears nothing', 'away', 'back')
 MOMENTS: Final = ('before', 'put on', 'still on', 'away', 'back, unmentioned', 'back, mentioned')
 
 
-def summarise(stories: Sequence[Kept], times: Timeline) -> Result:
+def summarise(stories: Sequence[Kept], bare: Sequence[Unworn], times: Timeline) -> Result:
     """The claim's figures. Objects that were never put on cannot stay: they count as actions."""
     people = sorted({kept.person for kept in stories})
 
@@ -171,6 +211,9 @@ def summarise(stories: Sequence[Kept], times: Timeline) -> Result:
                      AIM_AWAY_PERCENT),
         Row(f'on after {times.away_s:g} s out of view, mentioned as at run time',
             share_of(by_person('after_mentioned', 'still', 'left'), of)),
+        Row.at_least(f'wore nothing, and nothing is on after {times.away_s:g} s out of view',
+                     share_of([[not other.after] for other in bare
+                               if other.left and not other.before], of), AIM_AWAY_PERCENT),
         Row('left the view when prompted', share_of(by_person('left'), of))]
     return Result(
         'What happened stays',
@@ -179,8 +222,10 @@ def summarise(stories: Sequence[Kept], times: Timeline) -> Result:
         f'{wears.pictures} true pictures of held-out people). Until the person leaves, prompts '
         'mention what is worn, as the reasoning module writes them. "Still on" is counted where '
         'it was put on, "after out of view" where it was still on and the person left; no face '
-        'seen counts as not on.',
-        rows, {'streams': [vars(kept) for kept in stories], 'timeline': vars(times)},
+        'seen counts as not on. Who wears nothing is played for '
+        f'{BARE_OVER_PUT_ON * times.put_on_s:g} s, goes and comes back, and neither may be on.',
+        rows, {'streams': [vars(kept) for kept in stories],
+               'unworn': [vars(other) for other in bare], 'timeline': vars(times)},
         table=(['person', 'object', *MOMENTS],
                [[kept.person, kept.name, *['yes' if value else 'no' for value in (
                    kept.before, kept.put_on, kept.still, kept.left, kept.after_unmentioned,
@@ -192,26 +237,50 @@ def measure(items: Sequence[HeldOut], player: Player, times: Timeline, folder: P
     """Play the story with each person and object; finished ones are read from `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     stories: list[Kept] = []
+    bare: list[Unworn] = []
     frames: list[NDArray[np.uint8]] = []
+    bare_frames: list[NDArray[np.uint8]] = []
     labels: list[str] = []
+    bare_labels: list[str] = []
     with MeshJudge() as mesh:
         for number, item in enumerate(items):
             for name in OBJECTS:
-                stem = (f'kept_{item.file_name}_{name}_{times.still_s:g}_{player.key}_'
-                        f'{gauge.version()}')
-                notes, strip = folder / f'{stem}.json', folder / f'{stem}.npz'
-                if not notes.exists():
-                    kept, moments = story(item, name, player, mesh, times, number)
-                    np.savez_compressed(strip, strip=np.array(moments))
-                    notes.write_text(json.dumps(vars(kept)))
-                kept = Kept(**json.loads(notes.read_text()))
+                found, strip = _played(
+                    folder / f'kept_{item.file_name}_{name}_{times.still_s:g}_{player.key}_'
+                             f'{gauge.version()}',
+                    partial(story, item, name, player, mesh, times, number))
+                kept = Kept(**found)
                 stories.append(kept)
-                with np.load(strip) as data:
-                    frames += list(data['strip'])
+                frames += strip
                 labels += [f'{item.name} {name}', *MOMENTS[1:]]
                 say(f'{item.name}, {name}: put on {kept.put_on}, still on {kept.still}, after '
                     f'being away {kept.after_unmentioned}')
-    result = summarise(stories, times)
+            found, strip = _played(
+                folder / f'unworn_{item.file_name}_{times.put_on_s:g}_{player.key}_'
+                         f'{gauge.version()}',
+                partial(unworn_story, item, player, mesh, times, number))
+            other = Unworn(found['person'], tuple(found['before']), found['left'],
+                           tuple(found['after']))
+            bare.append(other)
+            bare_frames += strip
+            bare_labels += [f'{item.name}, nothing', *UNWORN_MOMENTS[1:]]
+            say(f'{item.name}, nothing: comes back with '
+                f'{" and ".join(other.after) or "nothing"}')
+    result = summarise(stories, bare, times)
     result.plots.append(('Each stream: before, put on, still on, away, back (not mentioned), back '
                          '(mentioned)', sheet(frames, labels, len(MOMENTS))))
+    result.plots.append(('Who wears nothing: before, away, back',
+                         sheet(bare_frames, bare_labels, 2 * len(UNWORN_MOMENTS))))
     return result
+
+
+def _played(path: Path, play: Callable[[], tuple[Any, list[NDArray[np.uint8]]]],
+            ) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    """What a story came to and its pictures, played only if it is not in the folder yet."""
+    notes, strip = path.with_name(f'{path.name}.json'), path.with_name(f'{path.name}.npz')
+    if not notes.exists():
+        found, moments = play()
+        np.savez_compressed(strip, strip=np.array(moments))
+        notes.write_text(json.dumps(vars(found)))
+    with np.load(strip) as data:
+        return json.loads(notes.read_text()), list(data['strip'])
