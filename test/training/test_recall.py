@@ -42,7 +42,7 @@ OPTIONS = RecallOptions(stories=4, streams=2, away=(4, 4), batch=3, peak_rate=3e
 WORN = RecallOptions(worn_share=1.0, removed_share=0.0, jump_share=0.0)
 REMOVED = RecallOptions(worn_share=0.0, removed_share=1.0)
 BARE = RecallOptions(worn_share=0.0, removed_share=0.0)
-OTHERS = {'unaided', 'unworn', 'bare', 'usual', 'switch', 'lips', 'turned', 'empty'}
+OTHERS = {'unaided', 'unworn', 'bare', 'worn', 'usual', 'switch', 'lips', 'turned', 'empty'}
 """Kinds of lessons that are no kinds of segments."""
 
 
@@ -63,6 +63,18 @@ def test_a_story_names_what_is_worn_or_keeps_quiet_about_it(seed: int) -> None:
         table = prompt_table()
         assert (table[told].action, table[told].variant) == (table[silent].action,
                                                              table[silent].variant)
+
+
+@torch.no_grad()
+def test_a_stay_can_last_and_lessons_that_are_never_drawn_are_not_kept() -> None:
+    source, prompts = shard(), synthetic_prompts(TINY, len(prompt_table()), CPU)
+    model = trainee().eval()
+    long = replace(WORN, stays=(3, 3), away=(4, 4), shares={'leave': 0.0, 'worn': 0.0})
+    lessons = play(model, model, source, prompts, long, np.random.default_rng(3), 2)
+    assert len(lessons['in_view']) + len(lessons['act']) == 2 * 5
+    assert lessons['leave'] == [] and lessons['worn'] == [] and len(lessons['unaided']) == 4
+    with pytest.raises(ValueError, match=r'stays is \[2, 1\]: give the fewest, 1 or more'):
+        RecallOptions(stays=(2, 1))
 
 
 def test_a_jump_puts_on_what_is_named_and_never_what_is_not() -> None:
@@ -160,6 +172,13 @@ def test_who_comes_back_is_also_played_without_a_word_and_asked_for_the_told_pic
         assert other.wanted is not None and torch.equal(other.wanted, one.segment.made)
         assert not torch.allclose(other.wanted, other.segment.made)
     assert lessons['bare'] == [] and lessons['unworn'] == []
+    # In view they are played as the generator has become, told what is worn.
+    assert len(lessons['worn']) == 2 * 5
+    table = prompt_table()
+    for lesson in lessons['worn']:
+        assert lesson.wanted is None
+        assert torch.equal(lesson.prompt_ids[:, 0], lesson.segment.prompt_ids[:, 0])
+    assert any(table[int(lesson.prompt_ids[0, 0])].world.worn for lesson in lessons['worn'])
 
 
 @torch.no_grad()

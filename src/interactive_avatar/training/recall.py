@@ -72,14 +72,15 @@ from interactive_avatar.training.speech.library import MEL_FRAMES_PER_FRAME
 from interactive_avatar.training.stage import Optimiser, Run, Stage, compile_layers
 
 KEPT: Final = {'act': 0.08, 'in_view': 0.05, 'leave': 0.03, 'return': 0.2, 'back': 0.12,
-               'unaided': 0.55, 'unworn': 0.4, 'bare': 0.25, 'usual': 0.35, 'switch': 0.3,
-               'lips': 0.2, 'turned': 0.15, 'empty': 0.2}
+               'unaided': 0.55, 'unworn': 0.4, 'bare': 0.25, 'worn': 0.1, 'usual': 0.35,
+               'switch': 0.3, 'lips': 0.2, 'turned': 0.15, 'empty': 0.2}
 """Segments of a story that are learnt from, and how often each kind is drawn; ``unaided``: those
 after an absence as they come out with silent prompts; ``unworn``: those of stories in which
-nothing was worn; ``bare``: what these have before, as the generator has become; ``usual``: of
-clips, the same; ``switch``: of clips, what comes after a change of prompt; ``lips``: mouths of
-clips; ``turned``: their turned heads; ``empty``: what clips show when nobody is in the
-picture."""
+nothing was worn; ``bare``: what these have before, as the generator has become; ``worn``: the
+same of the other stories; ``usual``: of clips, the same; ``switch``: of clips, what comes after a
+change of prompt; ``lips``: mouths of clips; ``turned``: their turned heads; ``empty``: what clips
+show when nobody is in the picture."""
+OF_HELD: Final = ('switch', 'lips', 'turned')
 AFTER_ABSENCE: Final = ('return', 'back')
 LEFT_CHUNK: Final = 2
 """Of a segment in which somebody leaves, the first chunk in which they are out of view."""
@@ -111,17 +112,19 @@ class RecallOptions:
     ``shares``: how often kinds of lessons are drawn, where it is not as in `KEPT`.
     ``rounds``: how often all this is played anew; lessons of the last ``remembered`` rounds are
     learnt from, and stay on the device (some 25 GB per 128 stories of the compact model).
-    ``chunks``: of a segment, a multiple of the memory's group. ``away``: segments out of view,
-    from … to; they must outlast the short memory.
+    ``chunks``: of a segment, a multiple of the memory's group. ``stays``: segments in view, from …
+    to, between what is done first and what is done last: hats fray, and grow, in the course of a
+    minute. ``away``: segments out of view, from … to; they must outlast the short memory.
 
     Raises:
-        ValueError: on no stories, streams, rounds or remembered rounds, or shares of unknown kinds
-            or below 0, or of nothing.
+        ValueError: on no stories, streams, rounds or remembered rounds, on no stay, or shares of
+            unknown kinds or below 0, or of nothing.
     """
 
     stories: int = 64
     streams: int = 16
     chunks: int = 10
+    stays: tuple[int, int] = (1, 1)
     away: tuple[int, int] = (4, 5)
     usual: int = 4
     switches: int = 4
@@ -149,6 +152,9 @@ class RecallOptions:
         for name in ('stories', 'streams', 'rounds', 'remembered'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} is {getattr(self, name)}: give 1 or more')
+        if not 1 <= self.stays[0] <= self.stays[1]:
+            raise ValueError(f'stays is {list(self.stays)}: give the fewest, 1 or more, and the '
+                             'most')
         for kind, share in self.shares.items():
             if kind not in KEPT or share < 0.0:
                 raise ValueError(f'the share of {kind!r} is {share}: give 0 or more, for kinds '
@@ -181,8 +187,10 @@ class Story:
         return self.told == self.silent
 
 
-def compose_story(rng: np.random.Generator, options: RecallOptions, away: int) -> Story:
-    """At rest, something put on (or not), worn (or taken off), out of view, back."""
+def compose_story(rng: np.random.Generator, options: RecallOptions, away: int, stay: int = 1
+                  ) -> Story:
+    """At rest, something put on (or not), worn (or taken off), out of view, back; ``stay``
+    segments in view, ``away`` out of it."""
     roll = rng.random()
     worn = roll < options.worn_share
     removed = not worn and roll < options.worn_share + options.removed_share
@@ -224,7 +232,8 @@ def compose_story(rng: np.random.Generator, options: RecallOptions, away: int) -
         add('act', 'wear', object=name)
     else:
         move()
-    add('in_view')
+    for _ in range(stay):
+        add('in_view')
     if removed:
         add('act', 'remove', object=name)
     else:
@@ -331,11 +340,15 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
             sees them come back without its long memory.
     """
     away = int(rng.integers(options.away[0], options.away[1] + 1))
-    stories = [compose_story(rng, options, away) for _ in range(count)]
+    stay = int(rng.integers(options.stays[0], options.stays[1] + 1))
+    stories = [compose_story(rng, options, away, stay) for _ in range(count)]
     clips = story_shard(shard, stories, options)
-    silent = torch.tensor([story.silent for story in stories], device=shard.device)
+    gone = stories[0].kinds.index('away')
+    # In view both are told; who comes back is told nothing.
+    heard = torch.tensor([[*story.told[:gone], *story.silent[gone:]] for story in stories],
+                         device=shard.device)
     quiet = copy.copy(clips)
-    quiet.prompt_ids = silent.repeat_interleave(options.chunks, 1)
+    quiet.prompt_ids = heard.repeat_interleave(options.chunks, 1)
     told, alone = (Rollout(each.denoiser, of, prompts, count, options.chunks, 0.0, captured=False)
                    for each, of in ((tutor, clips), (model, quiet)))
     kinds = stories[0].kinds
@@ -350,6 +363,8 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
 
     def keep(kind: str, segment: Segment, tokens: Tensor, stream: int, prompt: int,
              wanted: Tensor | None) -> None:
+        if not options.drawn[kind]:
+            return
         own = slice(stream, stream + 1)
         lesson = part(segment, own)
         cells = torch.ones((1, options.chunks, 1, side, side), device=shard.device)
@@ -365,7 +380,7 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
 
     for index, of_first in enumerate(kinds):
         # Out of view there is nothing to tell, so that is played as the generator has become.
-        if of_first == 'away' and kinds[index - 1] != 'away':
+        if index == gone:
             alone.load_state_dict(told.state_dict())
         if of_first == AFTER_ABSENCE[0]:
             told.load_state_dict(alone.state_dict())
@@ -380,8 +395,9 @@ def play(tutor: Trainee, model: Trainee, shard: Shard, prompts: Prompts, options
                 keep(kind, named, tokens, stream, prompt, named.made)
             if story.plain and returns:
                 keep('unworn', unnamed, tokens, stream, prompt, named.made)
-            elif story.plain and kind != 'away':
-                keep('bare', unnamed, tokens, stream, prompt, None)
+            elif index < gone:
+                keep('bare' if story.plain else 'worn', unnamed, tokens, stream,
+                     story.told[index], None)
             elif returns and story.told[index] != prompt:
                 keep('unaided', unnamed, tokens, stream, prompt, named.made)
     return lessons
@@ -538,6 +554,10 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
     commit_level = shard.config.sampler.commit_level
     stage.keep(weights=optimiser)
 
+    players = [play_clips]
+    if any(options.drawn[kind] for kind in OF_HELD):
+        players.append(play_held)
+
     def gather(number: int, tutor: Trainee) -> Lessons:
         torch.manual_seed((run.seed * 31 + number) * 1009 + process.rank)
         shard.random.manual_seed((run.seed * 31 + number) * 1009 + process.rank)
@@ -548,7 +568,7 @@ def train_recall(model: Trainee, shard: Shard, prompts: Prompts, process: Proces
             count = min(left, options.streams)
             for kind, played in play(tutor, model, shard, prompts, options, rng, count).items():
                 lessons[kind] += played
-            for play_some in (play_clips, play_held):
+            for play_some in players:
                 for kind, some in play_some(model, shard, prompts, options, rng, count).items():
                     lessons[kind] += some
             left -= count
