@@ -219,10 +219,14 @@ def test_what_was_never_put_on_does_not_count_as_kept_or_lost() -> None:
                for i, (put, still, after) in enumerate([
                    (True, True, True), (True, True, False), (True, False, False),
                    (False, False, False)])]
-    bare = [retention.Unworn('a', (), True, ()), retention.Unworn('b', (), True, ('hat',)),
-            retention.Unworn('c', (), True, ()), retention.Unworn('d', ('hat',), True, ('hat',)),
-            retention.Unworn('e', (), False, ('glasses',))]
+    bare = [retention.Unworn('a', (), (), True, ()), retention.Unworn('c', (), (), True, ()),
+            retention.Unworn('b', (), (), True, ('hat',)),
+            retention.Unworn('d', (), ('hat',), True, ('hat',)),
+            retention.Unworn('e', (), (), False, ('glasses',)),
+            retention.Unworn('f', ('hat',), ('hat',), True, ('hat',))]
     rows = by_claim(retention.summarise(stories, bare, retention.Timeline()))
+    grown = rows['wears nothing, and nothing is on at 70 s']
+    assert (grown.figure.value, grown.figure.n, grown.met) == (pytest.approx(80.0), 5, False)
     nothing = rows['wore nothing, and nothing is on after 8 s out of view']
     assert (nothing.figure.value, nothing.figure.n, nothing.met) == (
         pytest.approx(200 / 3), 3, False)

@@ -33,8 +33,6 @@ ACTION_S: Final = 1.6
 SETTLE_S: Final = 3.2
 """After coming back: the walk in takes one second of the action, the rest settles."""
 LOOK_S: Final = 0.96
-BARE_OVER_PUT_ON: Final = 2.0
-"""How long who wears nothing is in view first, over the time until others put something on."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,14 @@ class Unworn:
 
     Attributes:
         person: whose reference.
-        before: what the judge saw on them before they left (it should see nothing).
+        first: what the judge saw on them in the stream's first second (nothing, or it errs).
+        before: what it saw before they left (it should see nothing).
         left: whether they were out of view while away.
         after: what it saw after they came back.
     """
 
     person: str
+    first: tuple[str, ...]
     before: tuple[str, ...]
     left: bool
     after: tuple[str, ...]
@@ -176,17 +176,22 @@ def story(item: HeldOut, name: str, player: Player, mesh: MeshJudge, times: Time
 def unworn_story(item: HeldOut, player: Player, mesh: MeshJudge, times: Timeline, seed: int,
                  ) -> tuple[Unworn, list[NDArray[np.uint8]]]:
     """Play a stream in which nothing is put on; returns what happened, and a frame of each
-    moment: before, away, back."""
+    moment: the first second, before leaving, away, back."""
     bare = WorldState()
     eye = _Eye(mesh)
     stream = player.stream(item.reference, stable_prompt(bare), seed)
-    first = run(stream, [stable_prompt(bare)] * chunks(BARE_OVER_PUT_ON * times.put_on_s))
+    look = [stable_prompt(bare)] * chunks(LOOK_S)
+    first = run(stream, look)
+    # In pieces: a minute of frames need not be held.
+    for _ in range(max(0, chunks(times.still_s) - 2 * len(look))):
+        run(stream, [stable_prompt(bare)])
+    rest = run(stream, look)
     away, back = absence(stream, bare, times.away_s)
-    return (Unworn(item.name, eye.seen(first), eye.away(away), eye.seen(back)),
-            [first[-1], away[-1], back[-1]])
+    return (Unworn(item.name, eye.seen(first), eye.seen(rest), eye.away(away), eye.seen(back)),
+            [first[-1], rest[-1], away[-1], back[-1]])
 
 
-UNWORN_MOMENTS: Final = ('wears nothing', 'away', 'back')
+UNWORN_MOMENTS: Final = ('wears nothing', 'later', 'away', 'back')
 MOMENTS: Final = ('before', 'put on', 'still on', 'away', 'back, unmentioned', 'back, mentioned')
 
 
@@ -211,9 +216,13 @@ def summarise(stories: Sequence[Kept], bare: Sequence[Unworn], times: Timeline) 
                      AIM_AWAY_PERCENT),
         Row(f'on after {times.away_s:g} s out of view, mentioned as at run time',
             share_of(by_person('after_mentioned', 'still', 'left'), of)),
+        Row.at_least(f'wears nothing, and nothing is on at {times.still_s:g} s',
+                     share_of([[not other.before] for other in bare if not other.first], of),
+                     AIM_STAYS_PERCENT),
         Row.at_least(f'wore nothing, and nothing is on after {times.away_s:g} s out of view',
                      share_of([[not other.after] for other in bare
-                               if other.left and not other.before], of), AIM_AWAY_PERCENT),
+                               if other.left and not other.first and not other.before], of),
+                     AIM_AWAY_PERCENT),
         Row('left the view when prompted', share_of(by_person('left'), of))]
     return Result(
         'What happened stays',
@@ -222,8 +231,8 @@ def summarise(stories: Sequence[Kept], bare: Sequence[Unworn], times: Timeline) 
         f'{wears.pictures} true pictures of held-out people). Until the person leaves, prompts '
         'mention what is worn, as the reasoning module writes them. "Still on" is counted where '
         'it was put on, "after out of view" where it was still on and the person left; no face '
-        'seen counts as not on. Who wears nothing is played for '
-        f'{BARE_OVER_PUT_ON * times.put_on_s:g} s, goes and comes back, and neither may be on.',
+        f'seen counts as not on. Who wears nothing rests for {times.still_s:g} s, goes and comes '
+        'back, and neither may be on.',
         rows, {'streams': [vars(kept) for kept in stories],
                'unworn': [vars(other) for other in bare], 'timeline': vars(times)},
         table=(['person', 'object', *MOMENTS],
@@ -256,21 +265,21 @@ def measure(items: Sequence[HeldOut], player: Player, times: Timeline, folder: P
                 say(f'{item.name}, {name}: put on {kept.put_on}, still on {kept.still}, after '
                     f'being away {kept.after_unmentioned}')
             found, strip = _played(
-                folder / f'unworn_{item.file_name}_{times.put_on_s:g}_{player.key}_'
+                folder / f'unworn_{item.file_name}_{times.still_s:g}_{player.key}_'
                          f'{gauge.version()}',
                 partial(unworn_story, item, player, mesh, times, number))
-            other = Unworn(found['person'], tuple(found['before']), found['left'],
-                           tuple(found['after']))
+            other = Unworn(found['person'], tuple(found['first']), tuple(found['before']),
+                           found['left'], tuple(found['after']))
             bare.append(other)
             bare_frames += strip
             bare_labels += [f'{item.name}, nothing', *UNWORN_MOMENTS[1:]]
-            say(f'{item.name}, nothing: comes back with '
-                f'{" and ".join(other.after) or "nothing"}')
+            say(f'{item.name}, nothing: then {" and ".join(other.before) or "nothing"}, comes '
+                f'back with {" and ".join(other.after) or "nothing"}')
     result = summarise(stories, bare, times)
     result.plots.append(('Each stream: before, put on, still on, away, back (not mentioned), back '
                          '(mentioned)', sheet(frames, labels, len(MOMENTS))))
-    result.plots.append(('Who wears nothing: before, away, back',
-                         sheet(bare_frames, bare_labels, 2 * len(UNWORN_MOMENTS))))
+    result.plots.append(('Who wears nothing: first, later, away, back',
+                         sheet(bare_frames, bare_labels, len(UNWORN_MOMENTS))))
     return result
 
 
