@@ -110,17 +110,17 @@ class _Eye:
         _, self._judge = gauge.load()
 
     def worn(self, frames: NDArray[np.uint8], name: str) -> bool:
-        """Whether an object is on, by the median of the last second; False without a face."""
+        """Whether an object is on; False without a face."""
+        return name in self.seen(frames)
+
+    def seen(self, frames: NDArray[np.uint8]) -> tuple[str, ...]:
+        """What is on, by the median of the last second; nothing without a face."""
         last = frames[-chunks(LOOK_S) * FRAMES_PER_CHUNK:]
         watched = watch(last, self._mesh)
         if watched.found.mean() < 0.5:
-            return False
-        chance = self._judge.track(last, watched.landmarks, name)
-        return float(np.nanmedian(chance)) >= WORN_CHANCE
-
-    def seen(self, frames: NDArray[np.uint8]) -> tuple[str, ...]:
-        """What is on."""
-        return tuple(name for name in OBJECTS if self.worn(frames, name))
+            return ()
+        return tuple(name for name in OBJECTS if np.nanmedian(
+            self._judge.track(last, watched.landmarks, name)) >= WORN_CHANCE)
 
     def away(self, frames: NDArray[np.uint8]) -> bool:
         """Whether no face is there."""
